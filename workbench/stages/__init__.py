@@ -1,0 +1,1 @@
+"""Stages as pure functions: records and protocols in, records out; no store, no server, no torch."""
