@@ -1,0 +1,181 @@
+"""The front door in Python: `lab = workbench.open()`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from workbench import datasets
+from workbench.datasets import Dataset
+from workbench.errors import InputError
+from workbench.pipeline import graph
+from workbench.pipeline.comparing import TrialComparison, compare
+from workbench.pipeline.execute import execute
+from workbench.pipeline.job import Job
+from workbench.pipeline.results import TrialResult, finished, load_trial, record_trial
+from workbench.pipeline.search import SearchResult, search
+from workbench.progress import show_progress
+from workbench.runtime import Runtime
+from workbench.settings import Settings
+from workbench.specs import SweepSpec, TrialSpec, parse, read_sweep, read_trial
+from workbench.sweeps import local
+from workbench.sweeps.local import SweepRun
+from workbench.sweeps.plan import Plan, plan
+from workbench.sweeps.results import SweepResult, load_sweep
+
+if TYPE_CHECKING:
+    from workbench.reports.inspector import Inspection
+
+DatasetLike = Dataset | str | Path
+TrialLike = TrialSpec | str | Path
+
+
+class Lab:
+    """Datasets, trials, sweeps and their results over one store.
+
+    Opens the store on construction; close it, or use it in a `with` block. `progress` draws bars on a
+    terminal's stderr.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, progress: bool = True) -> None:
+        self.runtime = Runtime(settings)
+        self._progress = progress
+
+    def catalogue(self) -> list[datasets.Entry]:
+        """The bundled datasets."""
+        return datasets.catalogue()
+
+    def load(self, dataset: DatasetLike, *, limit: int | None = None) -> Dataset:
+        """A dataset by catalogue name or folder, validated; `limit` keeps the first queries.
+
+        Raises:
+            DatasetError: unknown, or with faults, all of them listed.
+        """
+        loaded = dataset if isinstance(dataset, Dataset) else datasets.load(dataset)
+        return loaded if limit is None else loaded.limited(limit)
+
+    def run(
+        self,
+        trial: TrialLike | None = None,
+        dataset: DatasetLike | None = None,
+        *,
+        limit: int | None = None,
+        label: str | None = None,
+        **stages: Any,
+    ) -> TrialResult:
+        """Run a trial; what the store already holds is not computed again.
+
+        `trial` is a TrialSpec or a TOML file. Keyword arguments replace stages: `chunk=my_function`,
+        `retrieve={"kind": "bm25", "k": 20}`, `chunk=Recursive(tokens=100)`.
+
+        Raises:
+            InputError: something named does not fit; nothing was started.
+            StageError: a stage failed; its finished items are kept.
+        """
+        if dataset is None:
+            raise InputError("no dataset was given", where="lab.run", hint='for example dataset="python-reference"')
+        spec = self._trial(trial, stages)
+        data = self.load(dataset, limit=limit)
+        if not data.queries:
+            raise InputError(f"{data.name} has no queries to score", where="lab.run", hint="lab.search needs none")
+        built = graph.build(spec, data, self.runtime)
+        job = Job(self.runtime, data)
+        with show_progress(self._progress) as progress:
+            runs = execute(list(built.score.walk()), job, progress=progress)
+        trial_id = record_trial(built, job)
+        return finished(built, job, {run.node.fingerprint: run for run in runs}, trial_id, label)
+
+    def search(self, text: str, dataset: DatasetLike, *trials: TrialLike, k: int = 5) -> SearchResult:
+        """The hits of one or two trials for a question, side by side; no gold needed."""
+        specs = [self._trial(trial, {}) for trial in trials or (TrialSpec(),)]
+        with show_progress(self._progress) as progress:
+            return search(self.runtime, self.load(dataset), text, specs, k=k, progress=progress)
+
+    def plan(self, sweep: SweepSpec | str | Path, dataset: DatasetLike, *, limit: int | None = None) -> Plan:
+        """The trials and unique stages of a sweep, without running them."""
+        name = "sweep" if isinstance(sweep, SweepSpec) else Path(sweep).stem
+        spec = sweep if isinstance(sweep, SweepSpec) else read_sweep(Path(sweep))
+        return plan(spec, self.load(dataset, limit=limit), self.runtime, name=name)
+
+    def sweep(
+        self,
+        sweep: Plan | SweepSpec | str | Path,
+        dataset: DatasetLike | None = None,
+        *,
+        limit: int | None = None,
+    ) -> SweepResult:
+        """Run a sweep to its end and read its result from the store."""
+        run = self.run_sweep(sweep, dataset, limit=limit)
+        return self.sweep_result(run.sweep_id)
+
+    def run_sweep(
+        self,
+        sweep: Plan | SweepSpec | str | Path,
+        dataset: DatasetLike | None = None,
+        *,
+        limit: int | None = None,
+    ) -> SweepRun:
+        """Run a sweep; what was computed, reused and repeated is in the returned run."""
+        if not isinstance(sweep, Plan):
+            if dataset is None:
+                raise InputError("no dataset was given", where="lab.sweep")
+            sweep = self.plan(sweep, dataset, limit=limit)
+        with show_progress(self._progress) as progress:
+            return local.run(sweep, self.runtime, progress=progress)
+
+    def sweep_result(self, sweep_id: int) -> SweepResult:
+        """A sweep from the store alone."""
+        return load_sweep(self.runtime.database, sweep_id)
+
+    def trial(self, trial_id: int) -> TrialResult:
+        """A finished trial from the store alone."""
+        return load_trial(self.runtime.database, trial_id)
+
+    def compare(self, a: TrialResult, b: TrialResult, metric: str = "recall@5") -> TrialComparison:
+        """A paired test of b against a on one metric, over the queries scored in both.
+
+        Raises:
+            InputError: the trials ran on different queries, or the metric is not there.
+        """
+        return compare(a, b, metric)
+
+    def inspect(self, result: TrialResult, query_id: str, against: TrialResult | None = None) -> Inspection:
+        """One query of a trial (or of two, side by side): gold and retrieved spans in their documents.
+
+        Raises:
+            InputError: no such query.
+        """
+        from workbench.reports.inspector import inspect
+
+        return inspect(result, query_id, against)
+
+    def report(self, sweep: SweepResult | int, path: str | Path | None = None) -> Path:
+        """Render a sweep's report from the store to self-contained HTML; returns the file's path.
+
+        A report that was rendered before from the same results is not rendered again.
+        """
+        from workbench.reports.notebooks import render_sweep
+
+        result = self.sweep_result(sweep) if isinstance(sweep, int) else sweep
+        return render_sweep(result, self.runtime.settings, Path(path) if path else None)
+
+    def close(self) -> None:
+        """Give back what is claimed and close the store."""
+        self.runtime.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _trial(self, trial: TrialLike | None, stages: Mapping[str, Any]) -> TrialSpec:
+        base = trial if isinstance(trial, TrialSpec) else TrialSpec() if trial is None else read_trial(Path(trial))
+        if not stages:
+            return base
+        given = {name: getattr(base, name) for name in base.model_fields_set}
+        return parse(TrialSpec, {**given, **stages}, where="lab.run")

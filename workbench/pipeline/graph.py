@@ -1,0 +1,223 @@
+"""From a trial and a dataset to a graph of stage nodes, each known by its fingerprint.
+
+A node is pulled from its leaf: a BM25 trial has no embedding node. Two trials that agree up to a stage
+have nodes of equal fingerprints there, so they share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from workbench import evaluation
+from workbench.datasets import Dataset
+from workbench.errors import DatasetError, SpecError
+from workbench.runtime import Runtime
+from workbench.specs import (
+    Bm25,
+    Dense,
+    Embed,
+    Exact,
+    Fts,
+    Given,
+    Hnsw,
+    Hybrid,
+    Python,
+    TrialSpec,
+    fingerprint,
+)
+from workbench.stages import chunking
+from workbench.stages.retrieval import ANALYZER_VERSION
+
+Kind = Literal["chunk", "embed", "index", "retrieve", "score"]
+
+CODE: Mapping[Kind, int] = {"embed": 1, "index": 1, "retrieve": 1, "score": evaluation.CODE_VERSION}
+"""Code version of each stage; raised when its output or a default changes. Chunkers have one each."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of a trial.
+
+    `config` is the spec object that its work needs; `identity` is what of it can change the output.
+    `recipe` identifies the computation without the items it is applied to, so that an item's key is
+    recipe + item, and one more query or one edited document costs one item.
+    """
+
+    kind: Kind
+    label: str
+    config: Any
+    code: int
+    identity: Mapping[str, Any]
+    inputs: Mapping[str, Node | str]
+    recipe_inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.kind, self.code, self.identity, self.input_fingerprints)
+
+    @cached_property
+    def recipe(self) -> str:
+        return fingerprint(self.kind, self.code, self.identity, self.recipe_inputs)
+
+    @cached_property
+    def input_fingerprints(self) -> dict[str, str]:
+        return {name: i.fingerprint if isinstance(i, Node) else i for name, i in self.inputs.items()}
+
+    def node(self, name: str) -> Node:
+        """An input that is a node."""
+        found = self.inputs[name]
+        assert isinstance(found, Node)
+        return found
+
+    def walk(self) -> Iterator[Node]:
+        """This node's graph, inputs before what needs them, each once."""
+        seen: set[str] = set()
+
+        def visit(node: Node) -> Iterator[Node]:
+            if node.fingerprint not in seen:
+                seen.add(node.fingerprint)
+                for source in node.inputs.values():
+                    if isinstance(source, Node):
+                        yield from visit(source)
+                yield node
+
+        return visit(self)
+
+
+@dataclass(frozen=True)
+class TrialGraph:
+    """The nodes of a trial; `score` is the leaf."""
+
+    trial: TrialSpec
+    chunk: Node
+    retrieve: Node
+    score: Node
+
+    @property
+    def fingerprint(self) -> str:
+        """A trial's identity is its leaf's: tables that it does not use are not in it."""
+        return self.score.fingerprint
+
+
+def build(trial: TrialSpec, dataset: Dataset, runtime: Runtime) -> TrialGraph:
+    """The graph of a trial over a dataset.
+
+    Raises:
+        SpecError, DatasetError, ModelError: what the trial names is not there or does not fit.
+    """
+    chunk = _chunk(trial, dataset, runtime)
+    retrieve = _retrieve(trial, trial.retrieve, chunk, dataset, runtime)
+    score = Node(
+        "score",
+        "score",
+        trial.score,
+        CODE["score"],
+        trial.score.identity(),
+        {"chunks": chunk, "hits": retrieve, "gold": dataset.gold_fingerprint},
+    )
+    return TrialGraph(trial, chunk, retrieve, score)
+
+
+def _chunk(trial: TrialSpec, dataset: Dataset, runtime: Runtime) -> Node:
+    spec = trial.chunk
+    identity = spec.identity()
+    inputs: dict[str, Node | str] = {"corpus": dataset.corpus_fingerprint}
+    if isinstance(spec, Python):
+        identity["source"] = chunking.source_digest(spec)
+    elif isinstance(spec, Given):
+        if dataset.folder is None:
+            raise SpecError("chunks of kind 'given' need a dataset that is a folder", where="chunk.kind")
+        inputs["file"] = _file_digest(dataset.folder / spec.file)
+        identity.pop("file", None)  # the content counts, not the name
+    else:
+        identity["tokenizer"] = dict(runtime.tokenizer(spec.tokenizer).identity)
+    return Node("chunk", spec.kind, spec, chunking.CODE_VERSIONS[spec.kind], identity, inputs)
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DatasetError(f"the given chunks cannot be read: {reason}", [], where=str(path)) from None
+
+
+def _embed(trial: TrialSpec, texts: Node | str, role: Literal["query", "passage"], runtime: Runtime) -> Node:
+    spec: Embed = trial.embed
+    other = "passage_prefix" if role == "query" else "query_prefix"
+    identity = {k: v for k, v in spec.identity().items() if k != other}
+    identity |= {"role": role, "weights": dict(runtime.embedder_identity(spec))}
+    return Node("embed", role, (spec, role), CODE["embed"], identity, {"texts": texts})
+
+
+def _index(trial: TrialSpec, spec: Exact | Hnsw, chunk: Node, runtime: Runtime) -> Node:
+    vectors = _embed(trial, chunk, "passage", runtime)
+    return Node("index", spec.kind, spec, CODE["index"], spec.identity(), {"vectors": vectors})
+
+
+def _retrieve(
+    trial: TrialSpec, spec: Dense | Bm25 | Fts | Hybrid, chunk: Node, dataset: Dataset, runtime: Runtime
+) -> Node:
+    code, queries = CODE["retrieve"], dataset.queries_fingerprint
+    identity = spec.identity()
+    if isinstance(spec, Dense):
+        index = _index(trial, trial.index, chunk, runtime)
+        if trial.index.kind == "exact":
+            identity.pop("ef_search", None)
+        embedded = _embed(trial, queries, "query", runtime)
+        return Node(
+            "retrieve",
+            "dense",
+            (spec, trial.index),
+            code,
+            identity,
+            {"index": index, "queries": embedded},
+            {"index": index.fingerprint, "query": embedded.recipe},
+        )
+    if isinstance(spec, Bm25):
+        identity |= {"lexical": trial.lexical.identity(), "analyzer": ANALYZER_VERSION}
+        return Node(
+            "retrieve",
+            "bm25",
+            (spec, trial.lexical),
+            code,
+            identity,
+            {"chunks": chunk, "queries": queries},
+            {"chunks": chunk.fingerprint},
+        )
+    if isinstance(spec, Fts):
+        index = Node("index", "fts", spec, CODE["index"], {"kind": "fts", "config": spec.config}, {"chunks": chunk})
+        return Node(
+            "retrieve",
+            "fts",
+            spec,
+            code,
+            identity,
+            {"index": index, "queries": queries},
+            {"index": index.fingerprint},
+        )
+    legs: dict[str, Node | str] = {leg: _leg(trial, spec, leg, chunk, dataset, runtime) for leg in spec.legs}
+    identity.pop("ef_search", None)  # it is the dense leg's
+    return Node(
+        "retrieve",
+        "hybrid",
+        spec,
+        code,
+        identity,
+        legs,
+        {leg: node.recipe for leg, node in legs.items() if isinstance(node, Node)},
+    )
+
+
+def _leg(trial: TrialSpec, spec: Hybrid, leg: str, chunk: Node, dataset: Dataset, runtime: Runtime) -> Node:
+    specs: dict[str, Dense | Bm25 | Fts] = {
+        "dense": Dense(k=spec.depth, ef_search=spec.ef_search),
+        "bm25": Bm25(k=spec.depth),
+        "fts": Fts(k=spec.depth),
+    }
+    return _retrieve(trial, specs[leg], chunk, dataset, runtime)

@@ -1,0 +1,219 @@
+"""A finished trial, read from the store alone: its metrics, scores, hits and stages."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+from psycopg.types.json import Jsonb
+
+from workbench.datasets import Dataset
+from workbench.errors import InputError, did_you_mean
+from workbench.evaluation import metric_names
+from workbench.pipeline.execute import StageRun
+from workbench.pipeline.graph import TrialGraph
+from workbench.pipeline.job import Job
+from workbench.specs import TrialSpec, parse
+from workbench.store import tables
+from workbench.store.database import Database
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """One stage of a trial; `state` says what happened in the run that produced this result."""
+
+    kind: str
+    label: str
+    fingerprint: str
+    stage_id: int
+    state: str
+    items: int
+    computed: int
+    repeated: int
+    seconds: float
+    details: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        names = ("kind", "label", "fingerprint", "state", "items", "computed", "repeated")
+        return {name: getattr(self, name) for name in names} | {"seconds": round(self.seconds, 4)}
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial reached on a dataset. Frames are read from the store when asked for."""
+
+    trial_id: int
+    trial: TrialSpec
+    dataset: Dataset
+    stages: tuple[StageSummary, ...]
+    label: str
+    database: Database = field(repr=False)
+
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, Any]]:
+        """metric -> {mean, low, high, n, unscored, method, note}."""
+        stored = self._stage("score").details["metrics"]
+        # jsonb keeps no order; the table's order is the one people expect.
+        return {name: stored[name] for name in metric_names(self.trial.score) if name in stored}
+
+    @cached_property
+    def scores(self) -> pl.DataFrame:
+        """The Score frame: one row a query and metric."""
+        with self.database.transaction() as connection:
+            return tables.read_scores(connection, self._stage("score").stage_id)
+
+    @cached_property
+    def chunks(self) -> pl.DataFrame:
+        """The Chunk frame."""
+        with self.database.transaction() as connection:
+            return tables.read_chunks(connection, self._stage("chunk").stage_id)
+
+    @cached_property
+    def hits(self) -> pl.DataFrame:
+        """The Hit frame with the spans of the chunks: query_id, rank, chunk_no, score, doc_id, start, end."""
+        with self.database.transaction() as connection:
+            hits = tables.read_hits(connection, self.stages[-2].stage_id, [q.query_id for q in self.dataset.queries])
+        return hits.join(self.chunks, on="chunk_no", how="left", maintain_order="left")
+
+    def score_of(self, metric: str) -> dict[str, float | None]:
+        """query_id -> value of one metric, None where unscored.
+
+        Raises:
+            InputError: no such metric here, with the nearest.
+        """
+        if metric not in self.metrics:
+            raise InputError(f"no metric {metric!r} in this trial", hint=did_you_mean(metric, self.metrics))
+        rows = self.scores.filter(pl.col("metric") == metric)
+        values = dict(zip(rows["query_id"], rows["value"], strict=True))
+        return {q.query_id: values.get(q.query_id) for q in self.dataset.queries}
+
+    def failures(self, metric: str = "recall@5", below: float = 1.0) -> list[str]:
+        """Ids of the scored queries whose value is below a bound, in query order."""
+        return [q for q, value in self.score_of(metric).items() if value is not None and value < below]
+
+    def _stage(self, kind: str) -> StageSummary:
+        return next(stage for stage in reversed(self.stages) if stage.kind == kind)
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON object of `workbench run` (docs/datamodel.md)."""
+        shown = ("mean", "low", "high", "n", "unscored")
+        return {
+            "trial": {"id": self.trial_id, "label": self.label, "spec": self.trial.model_dump(mode="json")},
+            "dataset": self.dataset.name,
+            "queries": len(self.dataset.queries),
+            "metrics": {name: {key: m[key] for key in shown} for name, m in self.metrics.items()},
+            "stages": [stage.as_json() for stage in self.stages],
+            "items": {
+                "computed": sum(s.computed for s in self.stages if s.state == "computed"),
+                "repeated": sum(s.repeated for s in self.stages),
+            },
+            "calls": {"live": 0, "cached": 0, "prompt_tokens": 0, "cached_tokens": 0, "output_tokens": 0},
+        }
+
+    def _repr_html_(self) -> str:
+        head = ("metric", "mean", "95 % interval", "n", "unscored")
+        rows = [
+            (name, _number(m["mean"]), f"{_number(m['low'])} to {_number(m['high'])}", str(m["n"]), str(m["unscored"]))
+            for name, m in self.metrics.items()
+        ]
+        title = f"{self.label} on {self.dataset.name}, {len(self.dataset.queries)} queries"
+        return html_table(title, head, rows)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def html_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A small escaped table for notebooks."""
+    cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    return f"<table><caption>{html.escape(title)}</caption><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def describe(trial: TrialSpec) -> str:
+    """A short name for a trial: its chunker and its retriever."""
+    chunk, retrieve = trial.chunk, trial.retrieve
+    size = f" {chunk.tokens}" if hasattr(chunk, "tokens") else ""
+    legs = " (" + " + ".join(retrieve.legs) + ")" if retrieve.kind == "hybrid" else ""
+    return f"{chunk.kind}{size} / {retrieve.kind}{legs}"
+
+
+def record_trial(graph: TrialGraph, job: Job) -> int:
+    """Keep that a trial's leaf is done on this dataset; returns its trial_id."""
+    stages = [{"kind": n.kind, "label": n.label, "fingerprint": n.fingerprint} for n in graph.score.walk()]
+    # A leaf is shared by datasets that differ in name only; the first keeps the row.
+    with job.runtime.database.transaction() as connection:
+        row = connection.execute(
+            "INSERT INTO trial (fingerprint, dataset_id, spec, stages) VALUES (%s, %s, %s, %s)"
+            " ON CONFLICT (fingerprint) DO UPDATE SET spec = excluded.spec RETURNING trial_id",
+            [
+                bytes.fromhex(graph.fingerprint),
+                job.dataset_id,
+                Jsonb(graph.trial.model_dump(mode="json")),
+                Jsonb(stages),
+            ],
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def finished(
+    graph: TrialGraph, job: Job, runs: Mapping[str, StageRun], trial_id: int, label: str | None = None
+) -> TrialResult:
+    """The result of a trial whose nodes are done, with what this run did to each."""
+    stages = []
+    for node in graph.score.walk():
+        run = runs[node.fingerprint]
+        stages.append(
+            StageSummary(
+                node.kind,
+                node.label,
+                node.fingerprint,
+                run.row.stage_id,
+                run.state,
+                run.row.items,
+                run.counts.computed,
+                run.counts.repeated,
+                run.row.seconds,
+                run.row.details,
+            )
+        )
+    return TrialResult(
+        trial_id, graph.trial, job.dataset, tuple(stages), label or describe(graph.trial), job.runtime.database
+    )
+
+
+def load_trial(database: Database, trial_id: int, label: str | None = None) -> TrialResult:
+    """A finished trial from the store alone; its stages count as reused.
+
+    Raises:
+        InputError: no such trial.
+    """
+    with database.transaction() as connection:
+        row = connection.execute(
+            "SELECT dataset_id, spec, stages FROM trial WHERE trial_id = %s", [trial_id]
+        ).fetchone()
+        if row is None:
+            raise InputError(f"no trial {trial_id} in this database", hint="`workbench run` prints a trial's id")
+        dataset = tables.load_dataset(connection, row[0])
+        prints = [bytes.fromhex(s["fingerprint"]) for s in row[2]]
+        found = {
+            stage[0]: stage[1:]
+            for stage in connection.execute(
+                "SELECT encode(fingerprint, 'hex'), stage_id, items, seconds, details FROM stage"
+                " WHERE fingerprint = ANY(%s)",
+                [prints],
+            )
+        }
+    stages = tuple(
+        StageSummary(s["kind"], s["label"], s["fingerprint"], stage_id, "reused", items, 0, 0, seconds, details)
+        for s in row[2]
+        for stage_id, items, seconds, details in [found[s["fingerprint"]]]
+    )
+    trial = parse(TrialSpec, row[1])
+    return TrialResult(trial_id, trial, dataset, stages, label or describe(trial), database)

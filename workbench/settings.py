@@ -1,0 +1,42 @@
+"""Settings of this machine and person: where the database is, where files go. Never part of a fingerprint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from workbench.errors import SpecError
+
+
+class Settings(BaseSettings):
+    """Read from `WORKBENCH_*` environment variables.
+
+    `database_url` empty means the embedded PostgreSQL in `home`. `lease_seconds` is how long a silent
+    process keeps the work it claimed.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="WORKBENCH_", frozen=True, extra="ignore")
+
+    home: Path = Path(".workbench")
+    database_url: SecretStr | None = None
+    db_schema: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,39}$", validation_alias="WORKBENCH_SCHEMA")] = (
+        "workbench"
+    )
+    lease_seconds: Annotated[float, Field(ge=0.2, le=3600)] = 15.0
+    pool_size: Annotated[int, Field(ge=2, le=100)] = 8
+
+    @classmethod
+    def read(cls, **given: object) -> Settings:
+        """Settings from the environment; keyword arguments win.
+
+        Raises:
+            SpecError: a variable does not fit, named with its rule.
+        """
+        try:
+            return cls(**given)  # type: ignore[arg-type]
+        except ValidationError as error:
+            faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise SpecError("; ".join(faults), where="settings (WORKBENCH_* variables)") from None

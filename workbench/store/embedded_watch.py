@@ -1,0 +1,304 @@
+"""Who owns the embedded server, and the small process that stops it when nobody does.
+
+This file is both imported by `embedded.py` and `embedded_cluster.py`, and run by path as the watcher, so it uses the standard library only: the
+watcher starts in milliseconds and holds a few megabytes. It exists because an owner killed with SIGKILL runs no exit
+handler, and a server that nobody owns must not outlive its last owner.
+
+What lies in the home folder:
+
+    lock             flock: whoever starts, stops or changes owners holds it
+    server.lock      flock inherited by every server process: free means that not one of them is left
+    owners/          one file an owner, `<pid>-<start time>-<number>`; a recycled pid has another start time
+    watcher          `<pid>-<start time>` of the watcher
+    postgres/        the data folder
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+PORT = 5432
+_LINUX = sys.platform.startswith("linux")
+POLL, GRACE = 0.5, 2.0
+SOCKET_PATH_LIMIT = 100  # bytes; Linux allows 107, macOS 103
+
+
+def identity(pid: int) -> str | None:
+    """`<pid>-<start time>` of a living process; None for one that is gone, or dead and not yet reaped.
+
+    On Linux the start time is in ticks since boot, which a change of the clock does not move.
+    """
+    if _LINUX:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in (b"Z", b"X") else f"{pid}-{int(fields[19])}"
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else f"{pid}-{int(process.create_time() * 1000)}"
+    except psutil.Error:
+        return None
+
+
+def is_living(record: str) -> bool:
+    """Whether `<pid>-<start time>` still names the process it was written for."""
+    pid = record.partition("-")[0]
+    return pid.isdecimal() and identity(int(pid)) == record
+
+
+def living_owners(home: Path) -> int:
+    """How many owners are alive; the files of dead ones are removed."""
+    count = 0
+    with contextlib.suppress(FileNotFoundError):
+        for file in (home / "owners").iterdir():
+            if is_living(file.name.rpartition("-")[0]):
+                count += 1
+            else:
+                file.unlink(missing_ok=True)
+    return count
+
+
+@contextlib.contextmanager
+def locked(home: Path, patience: float = float("inf")) -> Iterator[None]:
+    """Hold the home folder's lock; TimeoutError after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while (fd := _try_flock(home / "lock")) is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError("another process has held the lock for too long")
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        # A process forked meanwhile has a copy of the descriptor: closing ours alone would not unlock.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
+
+
+def try_server_lock(home: Path) -> int | None:
+    """A descriptor that holds server.lock, or None while any server process (or leftover backend) lives."""
+    return _try_flock(home / "server.lock")
+
+
+def _try_flock(path: Path) -> int | None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(fd).st_ino == path.stat().st_ino:  # otherwise it was deleted while we opened it
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(fd)
+    return None
+
+
+def socket_folder(data: Path) -> Path:
+    """Where the socket lies: the data folder, or a short folder keyed by it when the path is too long to be one.
+
+    /tmp and not $TMPDIR: processes with different environments must find the same place.
+    """
+    name = os.fsencode(data / f".s.PGSQL.{PORT}")
+    if len(name) <= SOCKET_PATH_LIMIT and not set(b"\",'\n\t\\") & set(name):  # libpq and postgres read lists
+        return data
+    key = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
+    return Path("/tmp") / f"rag-workbench-{os.getuid()}-{key}"  # noqa: S108  (checked for its owner before use)
+
+
+def postmaster(home: Path) -> int | None:
+    """The pid of the living postmaster of this data folder; never that of a stranger with a recycled pid."""
+    data = home / "postgres"
+    try:
+        pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
+    except (OSError, ValueError):
+        return None
+    return pid if identity(pid) and _working_folder(pid) == str(data) else None
+
+
+def server_processes(home: Path) -> list[int]:
+    """Every living process of this server, found by its working folder: the data folder."""
+    data = str(home / "postgres")
+    return [pid for pid in _pids() if _working_folder(pid) == data and _is_postgres(_command(pid))]
+
+
+def displaced_servers(home: Path) -> list[int]:
+    """Postmasters that were started for this data folder and lost it: it was deleted or moved under them.
+
+    They must be gone before a new data folder is made in its place: they write pg_control by its full path, so one
+    of their checkpoints makes the new folder unreadable.
+    """
+    commands = ((pid, _command(pid)) for pid in _pids())
+    return [pid for pid, words in commands if words[1:3] == ["-D", str(home / "postgres")] and _is_postgres(words)]
+
+
+def _is_postgres(command: list[str]) -> bool:
+    return bool(command) and (command[0].endswith("/postgres") or command[0].startswith("postgres:"))
+
+
+def _pids() -> list[int]:
+    if _LINUX:
+        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    import psutil
+
+    return psutil.pids()
+
+
+def _working_folder(pid: int) -> str | None:
+    if _LINUX:
+        try:
+            return str(Path(f"/proc/{pid}/cwd").readlink())
+        except OSError:
+            return None
+    import psutil
+
+    try:
+        return str(psutil.Process(pid).cwd())
+    except psutil.Error:
+        return None
+
+
+def _command(pid: int) -> list[str]:
+    """The words of a process's command line; [] for one that is gone or a zombie."""
+    if _LINUX:
+        try:
+            return [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
+        except OSError:
+            return []
+    import psutil
+
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return []
+
+
+def send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def end_orphaned_backends(home: Path) -> None:
+    """Kill backends that outlive their postmaster: they keep the shared memory, and with it the next start, waiting.
+
+    They are lost already (crash recovery undoes their work); a busy one can take minutes to notice.
+    """
+    if postmaster(home) is None:
+        for pid in server_processes(home):
+            send(pid, signal.SIGKILL)
+
+
+def end_displaced(servers: Iterable[int | str]) -> None:
+    """End servers without a last checkpoint: it would be written into what lies in their folder's place by now."""
+    records = {server if isinstance(server, str) else identity(server) or "" for server in servers}
+    for number, patience in ((signal.SIGQUIT, 6), (signal.SIGKILL, 2)):
+        deadline = time.monotonic() + patience
+        for record in filter(is_living, records):
+            send(int(record.partition("-")[0]), number)
+        while any(map(is_living, records)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def stop(home: Path) -> bool:
+    """Stop the server (fast, then ever harder), wait for its last process, remove its leftovers; the caller holds the
+    lock. False if it would not stop."""
+    begun, asked = time.monotonic(), -1.0
+    while (fd := try_server_lock(home)) is None:
+        now = time.monotonic()
+        waited = now - begun
+        if waited > 75:
+            return False
+        if now - asked > 1.0 and (pid := postmaster(home)) is not None:
+            send(pid, signal.SIGINT if waited < 45 else signal.SIGQUIT if waited < 60 else signal.SIGKILL)
+            asked = now
+        elif waited > 1:
+            end_orphaned_backends(home)
+        time.sleep(0.02)
+    try:
+        if postmaster(home) is None:  # one that somebody started by hand is not ours to tidy
+            tidy(home)
+    finally:
+        os.close(fd)
+    return True
+
+
+def tidy(home: Path) -> None:
+    """Remove what a killed server leaves; the caller holds server.lock, so none of its processes lives.
+
+    postgres itself would take a postmaster.pid whose process is an unreaped zombie for a running server.
+    """
+    data = home / "postgres"
+    folder = socket_folder(data)
+    (data / "postmaster.pid").unlink(missing_ok=True)
+    for name in (f".s.PGSQL.{PORT}", f".s.PGSQL.{PORT}.lock"):
+        (folder / name).unlink(missing_ok=True)
+    if folder != data:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def read_watcher(home: Path) -> str:
+    try:
+        return (home / "watcher").read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def dismiss_watcher(home: Path) -> None:
+    """End the watcher of a server that is stopped; the caller holds the lock."""
+    record = read_watcher(home)
+    if is_living(record):
+        send(int(record.partition("-")[0]), signal.SIGTERM)
+    (home / "watcher").unlink(missing_ok=True)
+
+
+def watch(home: Path) -> None:
+    """Stop the server GRACE seconds after its last owner is gone, then return.
+
+    Returns too when another watcher has taken over. When the home folder was deleted, moved or replaced, the server
+    is ended by the pid remembered from before.
+    """
+    me, server, lonely_since = identity(os.getpid()) or "", "", None
+    while True:
+        try:
+            if read_watcher(home) != me:
+                with locked(home):  # its starter holds it until our name is written, or died before that
+                    if (record := read_watcher(home)) != me and is_living(record):
+                        if str(postmaster(home)) != server.partition("-")[0]:  # the folder was replaced
+                            end_displaced([server])
+                        return
+                    (home / "watcher").write_text(me)
+            if (pid := postmaster(home)) is not None:
+                server = identity(pid) or ""
+            if living_owners(home):
+                lonely_since = None
+            elif lonely_since is None:
+                lonely_since = time.monotonic()
+            elif time.monotonic() - lonely_since >= GRACE:
+                with locked(home):
+                    if not living_owners(home) and stop(home):
+                        end_displaced([server])
+                        (home / "watcher").unlink(missing_ok=True)
+                        return
+        except OSError:
+            if not (home / "postgres").is_dir() and not (home / "lock").exists():
+                end_displaced([server])
+                if (folder := socket_folder(home / "postgres")) != home / "postgres":
+                    shutil.rmtree(folder, ignore_errors=True)
+                return
+        time.sleep(POLL)
+
+
+if __name__ == "__main__":
+    watch(Path(sys.argv[1]))

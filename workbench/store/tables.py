@@ -1,0 +1,235 @@
+"""Typed reads and writes of data and stage outputs: records and frames on one side, rows on the other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import polars as pl
+from psycopg import Connection, sql
+from psycopg.types.json import Jsonb
+
+from workbench.datasets import Dataset
+from workbench.records import SCHEMAS, Chunk, Document, Evidence, Hit, Query, Score
+
+
+def copy_rows(
+    connection: Connection[Any], table: str, columns: Sequence[str], types: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+    """Binary COPY into a table of the schema."""
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
+        sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
+    )
+    with connection.cursor().copy(statement) as copy:
+        copy.set_types(list(types))
+        for row in rows:
+            copy.write_row(row)
+
+
+# --- datasets ------------------------------------------------------------------------------------
+
+
+def save_dataset(connection: Connection[Any], dataset: Dataset) -> int:
+    """Store what is not stored yet of a dataset and return its dataset_id. Idempotent."""
+    corpus_id, new = _part(connection, "corpus", dataset.corpus_fingerprint)
+    if new:
+        _save_documents(connection, corpus_id, dataset.documents)
+    query_set_id, new = _part(connection, "query_set", dataset.queries_fingerprint)
+    if new:
+        copy_rows(
+            connection,
+            "query",
+            ("query_set_id", "query_no", "query_id", "text"),
+            ("int8", "int4", "text", "text"),
+            ((query_set_id, no, q.query_id, q.text) for no, q in enumerate(dataset.queries)),
+        )
+    gold_set_id, new = _part(connection, "gold_set", dataset.gold_fingerprint)
+    if new:
+        copy_rows(
+            connection,
+            "gold",
+            ("gold_set_id", "query_id", "answer", "metadata", "evidence"),
+            ("int8", "text", "text", "jsonb", "jsonb"),
+            (
+                (gold_set_id, q.query_id, q.answer, Jsonb(dict(q.metadata)), Jsonb([_evidence(e) for e in q.evidence]))
+                for q in dataset.queries
+            ),
+        )
+    ids = [dataset.name, corpus_id, query_set_id, gold_set_id]
+    row = connection.execute(
+        "INSERT INTO dataset (name, corpus_id, query_set_id, gold_set_id, description, licence)"
+        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (name, corpus_id, query_set_id, gold_set_id)"
+        " DO UPDATE SET description = excluded.description RETURNING dataset_id",
+        [*ids, dataset.description or "", dataset.licence or ""],
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _part(connection: Connection[Any], table: str, fingerprint: str) -> tuple[int, bool]:
+    """The id of a content-addressed part, and whether this transaction made it."""
+    key = bytes.fromhex(fingerprint)
+    names = {"table": sql.Identifier(table), "id": sql.Identifier(f"{table}_id")}
+    made = connection.execute(
+        sql.SQL("INSERT INTO {table} (fingerprint) VALUES (%s) ON CONFLICT DO NOTHING RETURNING {id}").format(**names),
+        [key],
+    ).fetchone()
+    if made is not None:
+        return int(made[0]), True
+    row = connection.execute(
+        sql.SQL("SELECT {id} FROM {table} WHERE fingerprint = %s").format(**names), [key]
+    ).fetchone()
+    assert row is not None
+    return int(row[0]), False
+
+
+def _save_documents(connection: Connection[Any], corpus_id: int, documents: Sequence[Document]) -> None:
+    digests = [hashlib.sha256(d.text.encode()).digest() for d in documents]
+    known = {
+        bytes(row[0])
+        for row in connection.execute("SELECT digest FROM body WHERE digest = ANY(%s)", [digests], binary=True)
+    }
+    bodies = {key: d.text for key, d in zip(digests, documents, strict=True) if key not in known}
+    connection.cursor().executemany(
+        "INSERT INTO body (digest, text) VALUES (%s, %s) ON CONFLICT DO NOTHING", list(bodies.items())
+    )
+    copy_rows(
+        connection,
+        "document",
+        ("corpus_id", "doc_no", "doc_id", "title", "uri", "metadata", "digest"),
+        ("int8", "int4", "text", "text", "text", "jsonb", "bytea"),
+        (
+            (corpus_id, no, d.doc_id, d.title, d.uri, Jsonb(dict(d.metadata)), key)
+            for no, (d, key) in enumerate(zip(documents, digests, strict=True))
+        ),
+    )
+
+
+def _evidence(evidence: Evidence) -> dict[str, Any]:
+    return {name: getattr(evidence, name) for name in ("doc_id", "start", "end", "grade", "unit")}
+
+
+def load_dataset(connection: Connection[Any], dataset_id: int) -> Dataset:
+    """A stored dataset as it was loaded (without its folder)."""
+    row = connection.execute(
+        "SELECT name, description, licence, corpus_id, query_set_id, gold_set_id FROM dataset WHERE dataset_id = %s",
+        [dataset_id],
+    ).fetchone()
+    assert row is not None, f"no dataset {dataset_id}"
+    name, description, licence, corpus_id, query_set_id, gold_set_id = row
+    documents = connection.execute(
+        "SELECT doc_id, text, title, uri, metadata FROM document JOIN body USING (digest)"
+        " WHERE corpus_id = %s ORDER BY doc_no",
+        [corpus_id],
+    ).fetchall()
+    queries = connection.execute(
+        "SELECT q.query_id, q.text, g.evidence, g.answer, g.metadata FROM query q LEFT JOIN gold g"
+        " ON g.gold_set_id = %s AND g.query_id = q.query_id WHERE q.query_set_id = %s ORDER BY q.query_no",
+        [gold_set_id, query_set_id],
+    ).fetchall()
+    return Dataset(
+        name=name,
+        description=description,
+        licence=licence,
+        documents=tuple(Document(*d) for d in documents),
+        queries=tuple(
+            Query(query_id, text, tuple(Evidence(**e) for e in evidence or ()), answer, metadata or {})
+            for query_id, text, evidence, answer, metadata in queries
+        ),
+    )
+
+
+# --- stage outputs -------------------------------------------------------------------------------
+
+
+def write_chunks(connection: Connection[Any], stage_id: int, chunks: pl.DataFrame) -> None:
+    """Store a Chunk frame as the output of a stage."""
+    copy_rows(
+        connection,
+        "chunk",
+        ("stage_id", "chunk_no", "doc_id", "span_start", "span_end"),
+        ("int8", "int4", "text", "int4", "int4"),
+        ((stage_id, *row) for row in chunks.iter_rows()),
+    )
+
+
+def read_chunks(connection: Connection[Any], stage_id: int) -> pl.DataFrame:
+    """The Chunk frame of a chunk stage."""
+    rows = connection.execute(
+        "SELECT chunk_no, doc_id, span_start, span_end FROM chunk WHERE stage_id = %s ORDER BY chunk_no", [stage_id]
+    ).fetchall()
+    return pl.DataFrame(rows, schema=SCHEMAS[Chunk], orient="row")
+
+
+def write_keys(connection: Connection[Any], stage_id: int, keys: Sequence[bytes]) -> None:
+    """Store the ordered memo keys that are the output of an embed stage."""
+    connection.execute("INSERT INTO stage_keys (stage_id, keys) VALUES (%s, %b::bytea[])", [stage_id, list(keys)])
+
+
+def read_keys(connection: Connection[Any], stage_id: int) -> list[bytes]:
+    """The ordered memo keys of an embed stage."""
+    row = connection.execute("SELECT keys FROM stage_keys WHERE stage_id = %s", [stage_id], binary=True).fetchone()
+    assert row is not None, f"stage {stage_id} has no keys"
+    return [bytes(key) for key in row[0]]
+
+
+def write_hits(
+    connection: Connection[Any], stage_id: int, rankings: Iterable[tuple[Sequence[int], Sequence[float]]]
+) -> int:
+    """Store one ranking (chunk numbers, scores) a query, in query order; returns the number of hits."""
+    written = 0
+
+    def rows() -> Iterable[tuple[int, int, int, int, float]]:
+        nonlocal written
+        for query_no, (chunk_nos, scores) in enumerate(rankings):
+            for rank, (chunk_no, score) in enumerate(zip(chunk_nos, scores, strict=True), 1):
+                written += 1
+                yield stage_id, query_no, rank, chunk_no, score
+
+    copy_rows(
+        connection,
+        "hit",
+        ("stage_id", "query_no", "rank", "chunk_no", "score"),
+        ("int8", "int4", "int4", "int4", "float8"),
+        rows(),
+    )
+    return written
+
+
+def read_hits(connection: Connection[Any], stage_id: int, query_ids: Sequence[str]) -> pl.DataFrame:
+    """The Hit frame of a retrieve stage; `query_ids` are those of its query set, in order."""
+    rows = connection.execute(
+        "SELECT query_no, rank, chunk_no, score FROM hit WHERE stage_id = %s ORDER BY query_no, rank",
+        [stage_id],
+        binary=True,
+    ).fetchall()
+    data = pl.DataFrame(
+        rows,
+        schema={"query_no": pl.Int64, "rank": pl.Int64, "chunk_no": pl.Int64, "score": pl.Float64},
+        orient="row",
+    )
+    ids = pl.Series("query_id", list(query_ids), dtype=pl.String)
+    return data.select(ids.gather(data["query_no"]), "rank", "chunk_no", "score").select(list(SCHEMAS[Hit]))
+
+
+def write_scores(connection: Connection[Any], stage_id: int, scores: pl.DataFrame) -> None:
+    """Store a Score frame as the output of a score stage."""
+    copy_rows(
+        connection,
+        "score",
+        ("stage_id", "query_id", "metric", "value", "reason"),
+        ("int8", "text", "text", "float8", "text"),
+        ((stage_id, *row) for row in scores.iter_rows()),
+    )
+
+
+def read_scores(connection: Connection[Any], stage_id: int, metric: str | None = None) -> pl.DataFrame:
+    """The Score frame of a score stage, or one metric of it."""
+    rows = connection.execute(
+        "SELECT query_id, metric, value, reason FROM score"
+        " WHERE stage_id = %s AND (%s::text IS NULL OR metric = %s) ORDER BY metric, query_id",
+        [stage_id, metric, metric],
+        binary=True,
+    ).fetchall()
+    return pl.DataFrame(rows, schema=SCHEMAS[Score], orient="row")

@@ -1,0 +1,132 @@
+"""A sweep as the store holds it: trials, comparisons against the baseline, and the sentence that says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+
+from workbench import evaluation
+from workbench.datasets import Dataset
+from workbench.errors import InputError
+from workbench.evaluation import statistics
+from workbench.evaluation.statistics import Comparison, Interval
+from workbench.pipeline.results import TrialResult, html_table, load_trial
+from workbench.pipeline.summaries import clusters
+from workbench.specs import SweepSpec, parse
+from workbench.store.database import Database
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A sweep read from the store alone. `failed` maps the label of a trial without a result to its reason."""
+
+    sweep_id: int
+    name: str
+    state: str
+    spec: SweepSpec
+    trials: tuple[TrialResult, ...]
+    points: tuple[Mapping[str, Any], ...]
+    failed: Mapping[str, str]
+    baseline: int
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.trials[0].dataset
+
+    @property
+    def labels(self) -> list[str]:
+        return [trial.label for trial in self.trials]
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """Every trial against the baseline on the declared metric, p adjusted for the family."""
+        ids, matrix, _ = evaluation.score_matrix([t.scores for t in self.trials], self.spec.metric)
+        of = clusters(self.dataset.queries)
+        return statistics.against_baseline(matrix, self.baseline, [of[q] for q in ids])
+
+    @cached_property
+    def best(self) -> list[str]:
+        """Labels of the trials that cannot be told apart from the best, the best first."""
+        ids, matrix, _ = evaluation.score_matrix([t.scores for t in self.trials], self.spec.metric)
+        of = clusters(self.dataset.queries)
+        better = evaluation.higher_is_better(self.spec.metric)
+        found = statistics.best_set(matrix, [of[q] for q in ids], higher_is_better=better)
+        return [self.labels[i] for i in found]
+
+    @property
+    def verdict(self) -> str:
+        """One sentence that can say "not distinguishable"."""
+        return statistics.verdict(
+            self.labels,
+            self.spec.metric,
+            [interval(t.metrics[self.spec.metric]) for t in self.trials],
+            self.comparisons,
+            higher_is_better=evaluation.higher_is_better(self.spec.metric),
+        )
+
+    def frame(self, metrics: Sequence[str] | None = None) -> pl.DataFrame:
+        """One row a trial: its label, axes as columns, and mean, low and high of each metric."""
+        chosen = list(metrics or [self.spec.metric])
+        rows = []
+        for trial, point in zip(self.trials, self.points, strict=True):
+            row: dict[str, Any] = {"trial": trial.label, **{path: str(value) for path, value in point.items()}}
+            for name in chosen:
+                summary = trial.metrics[name]
+                row |= {name: summary["mean"], f"{name} low": summary["low"], f"{name} high": summary["high"]}
+            rows.append(row)
+        return pl.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        name = self.spec.metric
+        rows = []
+        for trial in self.trials:
+            m = trial.metrics[name]
+            rows.append((trial.label, f"{m['mean']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}", str(m["n"])))
+        return html_table(self.verdict, ("trial", name, "95 % interval", "n"), rows)
+
+
+def interval(summary: Mapping[str, Any]) -> Interval:
+    """A stored summary as an Interval."""
+    return Interval(**{key: summary[key] for key in Interval.__dataclass_fields__})
+
+
+def load_sweep(database: Database, sweep_id: int) -> SweepResult:
+    """A sweep from the store alone.
+
+    Raises:
+        InputError: no such sweep, or none of its trials has a result.
+    """
+    with database.transaction() as connection:
+        row = connection.execute("SELECT name, state, spec FROM sweep WHERE sweep_id = %s", [sweep_id]).fetchone()
+        if row is None:
+            raise InputError(f"no sweep {sweep_id} in this database", hint="`workbench sweep` prints a sweep's id")
+        rows = connection.execute(
+            "SELECT label, point, trial_id, error FROM sweep_trial WHERE sweep_id = %s ORDER BY trial_no", [sweep_id]
+        ).fetchall()
+    spec = parse(SweepSpec, row[2])
+    done = [(label, point, trial_id) for label, point, trial_id, _ in rows if trial_id is not None]
+    if not done:
+        raise InputError(f"no trial of sweep {sweep_id} has a result yet", hint="run `workbench sweep` again")
+    trials = tuple(load_trial(database, trial_id, label) for label, _, trial_id in done)
+    points = tuple(point for _, point, _ in done)
+    fits = [
+        i for i, point in enumerate(points) if all(_same(point[path], value) for path, value in spec.baseline.items())
+    ]
+    return SweepResult(
+        sweep_id,
+        row[0],
+        row[1],
+        spec,
+        trials,
+        points,
+        {label: error or "not run yet" for label, _, trial_id, error in rows if trial_id is None},
+        fits[0] if fits else 0,
+    )
+
+
+def _same(a: Any, b: Any) -> bool:
+    return (list(a) if isinstance(a, tuple | list) else a) == (list(b) if isinstance(b, tuple | list) else b)
