@@ -81,20 +81,18 @@ class Score:
     reason: str | None = None
 
 
-EVIDENCE_STRUCT = pl.Struct(
-    {"doc_id": pl.String, "start": pl.Int64, "end": pl.Int64, "grade": pl.Int64, "unit": pl.String}
-)
+_EVIDENCE = {"doc_id": pl.String, "start": pl.Int64, "end": pl.Int64, "grade": pl.Int64, "unit": pl.String}
 
 SCHEMAS: Mapping[type, pl.Schema] = {
     Document: pl.Schema(
         {"doc_id": pl.String, "text": pl.String, "title": pl.String, "uri": pl.String, "metadata": pl.String}
     ),
-    Evidence: pl.Schema({"query_id": pl.String, **dict(EVIDENCE_STRUCT.to_schema())}),
+    Evidence: pl.Schema({"query_id": pl.String, **_EVIDENCE}),
     Query: pl.Schema(
         {
             "query_id": pl.String,
             "text": pl.String,
-            "evidence": pl.List(EVIDENCE_STRUCT),
+            "evidence": pl.List(pl.Struct(_EVIDENCE)),
             "answer": pl.String,
             "metadata": pl.String,
         }

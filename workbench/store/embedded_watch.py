@@ -1,6 +1,6 @@
 """Who owns the embedded server, and the small process that stops it when nobody does.
 
-This file is both imported by `embedded.py` and `embedded_cluster.py`, and run by path as the watcher, so it uses the standard library only: the
+This file is both imported by its neighbours and run by path as the watcher, so it uses the standard library only: the
 watcher starts in milliseconds and holds a few megabytes. It exists because an owner killed with SIGKILL runs no exit
 handler, and a server that nobody owns must not outlive its last owner.
 
@@ -258,8 +258,11 @@ def read_watcher(home: Path) -> str:
 def dismiss_watcher(home: Path) -> None:
     """End the watcher of a server that is stopped; the caller holds the lock."""
     record = read_watcher(home)
+    deadline = time.monotonic() + 1
     if is_living(record):
         send(int(record.partition("-")[0]), signal.SIGTERM)
+    while is_living(record) and time.monotonic() < deadline:
+        time.sleep(0.001)
     (home / "watcher").unlink(missing_ok=True)
 
 

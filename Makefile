@@ -1,0 +1,50 @@
+# Two commands do all set-up on a fresh machine: `make demo` runs the main job, `make test` runs every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test check lab lock browser clean
+
+demo: $(READY)
+	@$(BIN)/workbench demo
+
+test: $(READY) browser
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n 2 --dist loadscope
+	$(BIN)/pytest --nbval notebooks -p no:cacheprovider
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -m "not slow" -n 2 --dist loadscope
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+# The set-up: a virtual environment with the pinned lock. PIP_FIND_LINKS, where set, is where torch's CPU build lies;
+# elsewhere uv takes it from PyTorch's own index.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) tools/setup_environment.py $(VENV)
+	@touch $@
+
+lock: $(READY)
+	$(BIN)/python tools/compile_lock.py
+
+# Browser tests want Debian's chromium; without root or apt they are skipped with a reason.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	    { echo "installing chromium for the browser tests"; \
+	      { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1; }; } || \
+	  echo "no chromium here: the browser tests will be skipped"
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
