@@ -7,6 +7,7 @@ Offsets count Unicode code points (Python `str` indices) into `Document.text`; `
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -114,10 +115,19 @@ _NULLABLE = {"title", "uri", "answer", "value", "reason"}
 
 
 def frame(record: type, rows: Iterable[Any]) -> pl.DataFrame:
-    """Rows (records or tuples in field order) as a frame with the record's schema."""
-    schema = SCHEMAS[record]
-    data = [dataclasses.astuple(row) if dataclasses.is_dataclass(row) else tuple(row) for row in rows]  # type: ignore[arg-type]
-    return pl.DataFrame(data, schema=schema, orient="row")
+    """Rows (records, or tuples in the order of the schema) as a frame with the record's schema."""
+    return pl.DataFrame([_row(row) for row in rows], schema=SCHEMAS[record], orient="row")
+
+
+def _row(row: Any) -> tuple[Any, ...]:
+    if not dataclasses.is_dataclass(row) or isinstance(row, type):
+        return tuple(row)
+    values = {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
+    if "metadata" in values:
+        values["metadata"] = json.dumps(dict(values["metadata"]), sort_keys=True, ensure_ascii=False)
+    if "evidence" in values:
+        values["evidence"] = [dataclasses.asdict(e) for e in values["evidence"]]
+    return tuple(values.values())
 
 
 def check_frame(

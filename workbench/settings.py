@@ -18,7 +18,7 @@ class Settings(BaseSettings):
     process keeps the work it claimed.
     """
 
-    model_config = SettingsConfigDict(env_prefix="WORKBENCH_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="WORKBENCH_", frozen=True, extra="ignore", populate_by_name=True)
 
     home: Path = Path(".workbench")
     database_url: SecretStr | None = None

@@ -278,7 +278,7 @@ def _whole(item: EvidenceRow, texts: dict[str, str], where: str, faults: Faults)
 def _near(doc_id: str, texts: dict[str, str]) -> str:
     """A hint that stays one line over a large corpus."""
     hint = did_you_mean(doc_id, texts) if len(texts) < 10_000 else ""
-    return hint if hint and not hint.startswith("known") else f"the corpus has {len(texts)} other documents"
+    return hint if hint and not hint.startswith("known") else f"none of the {len(texts)} in the corpus is like it"
 
 
 def _elsewhere(quote: str, text: str) -> str:

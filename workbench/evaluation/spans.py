@@ -157,7 +157,7 @@ class _Layout:
 
     def touching(self, start: int, end: int) -> list[Range]:
         first, last = bisect_left(self.reach, start), bisect_right(self.starts, end)
-        return [(self.starts[i], self.ends[i]) for i in range(first, last) if self.ends[i] > start]
+        return [(self.starts[i], self.ends[i]) for i in range(first, last) if self.ends[i] >= start]
 
 
 def _layouts(chunks: pl.DataFrame) -> dict[str, _Layout]:

@@ -24,6 +24,9 @@ from workbench.stages import chunking
 from workbench.store import lexical, tables, vectors
 from workbench.store.memo import EMBEDDING, RANKING, SPANS, Key, Memo, Row
 
+EMBED_BATCH = 128
+"""Texts embedded between two commits: a few seconds on two cores."""
+
 Write = Callable[[Connection[Any], int], Mapping[str, Any]]
 """Writes a stage's output under its stage_id and returns details to keep beside it."""
 
@@ -132,7 +135,7 @@ def _embed(node: Node, job: Job) -> Work:
 
         return write
 
-    return Work(finish, EMBEDDING, keys, compute, batch=128)
+    return Work(finish, EMBEDDING, keys, compute, batch=EMBED_BATCH)
 
 
 # --- index ---------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def _ensure_answers(home: Path, programs: Path) -> None:
                     raise cluster.failure("did not start", home, tail)
                 if launched_at is not None:
                     time.sleep(0.2)
-                cluster.prepare(home, programs)
+                cluster.prepare(home, programs, held)
                 log, seen, launched_at = *_log(home), time.monotonic()
                 cluster.detach(cluster.server_command(home, programs), home, log, cluster.account_for(data), [held])
             finally:

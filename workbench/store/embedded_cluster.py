@@ -57,6 +57,8 @@ def programs_folder() -> Path:
 
 def server_command(home: Path, programs: Path) -> list[str]:
     data, settings = home / "postgres", dict(SETTINGS)
+    if sys.platform == "linux":
+        settings["recovery_init_sync_method"] = "syncfs"  # as in initdb: seconds of a restart after a crash
     # Parallel index builds share their memory through /dev/shm, which is 64 MB in a container unless asked for more.
     with contextlib.suppress(OSError):
         room = os.statvfs("/dev/shm")  # noqa: S108
@@ -66,7 +68,7 @@ def server_command(home: Path, programs: Path) -> list[str]:
     return command + [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
 
-def prepare(home: Path, programs: Path) -> None:
+def prepare(home: Path, programs: Path, held: int) -> None:
     """Make the data folder if there is none, and everything about it fit for a start; no server process lives."""
     data = home / "postgres"
     if (stranger := shared.postmaster(home)) is not None:
@@ -79,7 +81,7 @@ def prepare(home: Path, programs: Path) -> None:
     for folder in home.glob("postgres.new-*"):
         shutil.rmtree(folder, ignore_errors=True)
     if not (data / "PG_VERSION").exists():
-        _initdb(home, programs)
+        _initdb(home, programs, held)
     if (version := (data / "PG_VERSION").read_text().strip()) != str(MAJOR):
         raise DatabaseError(
             f"these data were written by PostgreSQL {version}; the embedded server is PostgreSQL {MAJOR}",
@@ -102,8 +104,9 @@ def prepare(home: Path, programs: Path) -> None:
         _open_the_way(data, programs)
 
 
-def _initdb(home: Path, programs: Path) -> None:
-    """Make the data folder in full or not at all: under another name first.
+def _initdb(home: Path, programs: Path, held: int) -> None:
+    """Make the data folder in full or not at all: under another name first. Like the server it inherits server.lock:
+    if we are killed, the next start waits for it to end before it sweeps.
 
     The built-in C.UTF-8 locale needs nothing of the operating system's, so text sorts, folds and parses alike on
     every machine.
@@ -114,13 +117,15 @@ def _initdb(home: Path, programs: Path) -> None:
     command = [str(programs / "initdb"), "-D", str(fresh), "-U", USER, "--auth=trust", "--encoding=UTF8"]
     command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
     command += ["--text-search-config=english", "--no-instructions"]
+    if sys.platform == "linux":
+        command.append("--sync-method=syncfs")  # one call instead of a thousand: seconds on a busy disk
     for attempt in range(3):
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700)
         if account := account_for(data):
             os.chown(fresh, *account)
             _open_the_way(fresh, programs)
-        done = _run(command, account, subprocess.STDOUT)
+        done = _run(command, account, subprocess.STDOUT, [held])
         if done.returncode == 0:
             fresh.replace(data)
             return

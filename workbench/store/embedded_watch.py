@@ -202,7 +202,7 @@ def end_orphaned_backends(home: Path) -> None:
 def end_displaced(servers: Iterable[int | str]) -> None:
     """End servers without a last checkpoint: it would be written into what lies in their folder's place by now."""
     records = {server if isinstance(server, str) else identity(server) or "" for server in servers}
-    for number, patience in ((signal.SIGQUIT, 6), (signal.SIGKILL, 2)):
+    for number, patience in ((signal.SIGQUIT, 15), (signal.SIGKILL, 2)):
         deadline = time.monotonic() + patience
         for record in filter(is_living, records):
             send(int(record.partition("-")[0]), number)
@@ -227,10 +227,38 @@ def stop(home: Path) -> bool:
         time.sleep(0.02)
     try:
         if postmaster(home) is None:  # one that somebody started by hand is not ours to tidy
+            crashed = (home / "postgres" / "postmaster.pid").exists()
             tidy(home)
+            if crashed:
+                _recover(home, fd)
     finally:
         os.close(fd)
     return True
+
+
+def _recover(home: Path, fd: int) -> None:
+    """Have postgres itself clear up after a crash, as a start would: nobody may come to start it again.
+
+    It alone knows the names of the shared memory that a killed postmaster left in /dev/shm.
+    """
+    import subprocess
+
+    data, root = home / "postgres", os.geteuid() == 0
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        program, owner = (data / "postmaster.opts").read_text().partition(' "-D" ')[0], data.stat()
+        subprocess.run(
+            [program, "--single", "-D", str(data), "postgres"],
+            cwd="/",
+            user=owner.st_uid if root else None,
+            group=owner.st_gid if root else None,
+            extra_groups=[] if root else None,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[fd],
+            timeout=60,
+            check=False,
+        )
 
 
 def tidy(home: Path) -> None:

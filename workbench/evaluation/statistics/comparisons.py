@@ -3,7 +3,7 @@
 - Smucker, Allan & Carterette, "A Comparison of Statistical Significance Tests for Information
   Retrieval Evaluation", CIKM 2007: the randomisation test.
 - Phipson & Smyth, Stat. Appl. Genet. Mol. Biol. 9 (2010): p = (1 + b) / (1 + B).
-- Westfall & Young, Resampling-Based Multiple Testing (1993), section 2.5: single-step max-T.
+- Westfall & Young, Resampling-Based Multiple Testing (1993): single-step max-T.
 - Carterette, "Multiple Testing in Statistical Analysis of Systems-Based Information Retrieval
   Experiments", ACM TOIS 30 (2012): the family of all pairs.
 """
@@ -179,7 +179,7 @@ def best_set(
     """Rows not distinguishable from the best one, the best first; rows without scores are left out.
 
     The best was picked on these very queries, so the yardstick is the maximum over *all pairs* of
-    trials (as in the randomised Tukey HSD test of Carterette, ACM TOIS 30 (2012), section 3.2, with
+    trials (as in the randomised Tukey HSD test of Carterette, ACM TOIS 30 (2012), with
     joint sign flips): the maximum over pairs with a fixed baseline would throw equals out too often.
 
     Args: as in `against_baseline`; time and memory grow with the square of the number of trials.

@@ -1,9 +1,10 @@
 """Confidence intervals of mean scores.
 
-- Efron, "Better Bootstrap Confidence Intervals", JASA 82 (1987): BCa.
+- Efron, "Better Bootstrap Confidence Intervals", JASA 82 (1987), in the form of Efron & Tibshirani, An
+  Introduction to the Bootstrap (1993), section 14.3: BCa.
 - Field & Welsh, "Bootstrapping clustered data", J. R. Stat. Soc. B 69 (2007): resampling whole clusters.
-- Wilson, "Probable Inference", JASA 22 (1927), in the form of Brown, Cai & DasGupta, Statistical
-  Science 16 (2001), section 3.1.1.
+- Wilson, "Probable Inference", JASA 22 (1927), as recommended by Brown, Cai & DasGupta, "Interval
+  Estimation for a Binomial Proportion", Statistical Science 16 (2001).
 - Clopper & Pearson, Biometrika 26 (1934): the bound for identical values.
 """
 
@@ -153,7 +154,7 @@ def _draws(units: int, resamples: int, seed: int) -> Iterator[Array]:
 
 
 def _bca(means: Array, sums: Array, sizes: Array, confidence: float) -> tuple[float, float]:
-    """Efron 1987, sections 2 and 6: bias correction from the resamples, acceleration from the jackknife."""
+    """Efron & Tibshirani 1993, section 14.3: bias correction from the resamples, acceleration from the jackknife."""
     normal = NormalDist()
     total, count = sums.sum(), sizes.sum()
     observed = total / count

@@ -99,16 +99,20 @@ def by_function(target: str, function: Function, document: Document) -> Spans:
     return not_blank(document.text, ordered)
 
 
+def _unexpected(result: Any, where: str) -> StageError:
+    return StageError(
+        f"the chunker returned {result!r:.80}",
+        where=where,
+        hint="expected (start, end) pairs of whole numbers, or strings of the text; not a mixture",
+    )
+
+
 def _span(result: Any, length: int, where: str) -> tuple[int, int]:
     try:
         first, last = result
         start, end = operator.index(first), operator.index(last)
     except (TypeError, ValueError):
-        raise StageError(
-            f"the chunker returned {result!r:.80}",
-            where=where,
-            hint="expected (start, end) pairs of whole numbers, or strings of the text; not a mixture",
-        ) from None
+        raise _unexpected(result, where) from None
     if not 0 <= start < end <= length:
         raise StageError(
             f"the chunker returned the span {start}:{end}, which is empty or outside the text",
@@ -123,19 +127,18 @@ def _located(results: list[Any], text: str, where: str) -> Spans:
     start, end = -1, 0
     for result in results:
         if not isinstance(result, str):
-            _span(None, 0, where)
-        piece: str = result
-        if not piece or piece.isspace():
+            raise _unexpected(result, where)
+        if not result or result.isspace():
             continue
-        at = text.find(piece, end)
+        at = text.find(result, end)
         if at < 0 or text[end:at].strip():
-            at = text.find(piece, start + 1)
+            at = text.find(result, start + 1)
         if at < 0:
             raise StageError(
-                f"no chunker returns text that is not in the document: {piece!r:.80} is not found after offset {end}",
+                f"no chunker returns text that is not in the document: {result!r:.80} is not found after offset {end}",
                 where=where,
                 hint="return the text unchanged and in order, or return (start, end) pairs",
             )
-        start, end = at, at + len(piece)
+        start, end = at, at + len(result)
         spans.append((start, end))
     return spans
