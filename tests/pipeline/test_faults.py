@@ -32,12 +32,12 @@ from workbench.pipeline import work
 work.EMBED_BATCH = 4
 trial = parse(TrialSpec, json.loads(sys.argv[1]))
 with Lab(progress=False) as lab:
-    lab.runtime.memo.claim_size = int(sys.argv[3])
     with lab.runtime.database.transaction() as connection:
         data = tables.load_dataset(connection, int(sys.argv[2]))
     print(json.dumps(lab.run(trial, data).as_json()))
 """
 CLAIM = 16
+"""Items a process claims at a time: four batches of four."""
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def start(
     started: list[subprocess.Popen[str]] = []
 
     def one() -> subprocess.Popen[str]:
-        arguments = [json.dumps(slow_trial.model_dump(mode="json")), str(dataset_id), str(CLAIM)]
+        arguments = [json.dumps(slow_trial.model_dump(mode="json")), str(dataset_id)]
         command = [sys.executable, "-c", RUN, *arguments]
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
         return started[-1]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import psutil
@@ -37,7 +37,10 @@ def processes(home: Path) -> list[psutil.Process]:
             words = process.info["cmdline"] or []
             if any(word == str(home) or word.startswith(f"{home}/") for word in words):
                 found.append(process)
-    return found + [psutil.Process(pid) for pid in embedded_watch.server_processes(home)]
+    for pid in embedded_watch.server_processes(home):
+        with suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return found
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> float:
@@ -111,7 +114,8 @@ def home(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "wb"
     yield place
     for process in processes(place):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     if (folder := embedded_watch.socket_folder(place / "postgres")) != place / "postgres" and folder.exists():
         for file in folder.iterdir():
             file.unlink()

@@ -33,7 +33,7 @@ def execute(
     job: Job,
     *,
     progress: Progress | None = None,
-    check: Callable[[], None] | None = None,
+    check: Callable[[], None] = lambda: None,
     poll_seconds: float = 0.1,
 ) -> list[StageRun]:
     """Bring nodes (inputs before what needs them) to done, each computed once ever in this database.
@@ -53,8 +53,7 @@ def execute(
             continue
         run = None
         while run is None:
-            if check:
-                check()
+            check()
             run = _attempt(node, job, progress, check)
             if run is None:
                 time.sleep(poll_seconds)
@@ -63,7 +62,7 @@ def execute(
     return runs
 
 
-def _attempt(node: Node, job: Job, progress: Progress | None, check: Callable[[], None] | None) -> StageRun | None:
+def _attempt(node: Node, job: Job, progress: Progress | None, check: Callable[[], None]) -> StageRun | None:
     """One try at a node; None where another process holds it."""
     ledger = job.runtime.ledger
     begun = ledger.begin(node.fingerprint, node.kind, node.code, node.identity, node.input_fingerprints)
@@ -86,9 +85,7 @@ def _attempt(node: Node, job: Job, progress: Progress | None, check: Callable[[]
         ) from error
 
 
-def _compute(
-    node: Node, job: Job, begun: Begun, progress: Progress | None, check: Callable[[], None] | None
-) -> StageRun:
+def _compute(node: Node, job: Job, begun: Begun, progress: Progress | None, check: Callable[[], None]) -> StageRun:
     started = time.monotonic()
     work: Work = prepare(node, job)
     counts = Counts(items=work.items, computed=work.items)
@@ -99,6 +96,7 @@ def _compute(
             work.compute,
             stage_id=begun.stage_id,
             batch=work.batch,
+            claim_size=4 * work.batch,
             progress=(lambda done, of: progress(node, done, of)) if progress else None,
             check=check,
         )

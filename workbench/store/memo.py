@@ -4,14 +4,14 @@ A process asks for many keys, *claims* those that have no value, computes and co
 fenced by its number: a value is written in a transaction that locks the open claim, so a process whose
 lease ran out, whose claim another process took over, is refused when it wakes.
 
-Claims of one memo are handed out under a transaction-level advisory lock; the list of open claims is
-short (one or two a process), which keeps the cost an item at writing its value and nothing else.
+A claim is one row with all its keys, handed out under a transaction-level advisory lock. Open claims are
+few (one or two a process), so the cost of an item is writing its value and little else.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,9 @@ from psycopg import Connection, sql
 from workbench.errors import LeaseLost
 from workbench.store.database import Database
 from workbench.store.worker import Worker
+
+_NO_WAIT = "SET LOCAL synchronous_commit = off"
+"""For claims, not for values: a claim that a crash of the server takes back only means that its writes are refused."""
 
 Key = bytes
 Row = tuple[Any, ...]
@@ -52,7 +55,7 @@ class Counts:
 @dataclass(frozen=True, slots=True)
 class Claim:
     claim_id: int
-    positions: tuple[int, ...]
+    keys: Sequence[Key]
     repeated: int
 
 
@@ -66,7 +69,6 @@ class MemoStore:
 
     database: Database
     worker: Worker
-    claim_size: int = 1024
     poll_seconds: float = 0.1
     _sleep: Callable[[float], None] = field(default=time.sleep)
 
@@ -78,34 +80,42 @@ class MemoStore:
         *,
         stage_id: int | None = None,
         batch: int = 256,
+        claim_size: int = 1024,
         progress: Callable[[int, int], None] | None = None,
-        check: Callable[[], None] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> Counts:
         """Return when every key has a value: computed here, by another process, or long ago.
 
-        `compute` gets positions into `keys`; each batch is committed when it returns. `check` is called
+        `compute` gets positions into `keys`; each batch is committed when it returns, and `claim_size` keys
+        are claimed at a time: fewer share better between processes, more cost less. `check` is called
         between batches and may raise to stop; what is committed stays, what is claimed is released.
         """
         unique = list(dict.fromkeys(keys))
         position = {key: i for i, key in reversed(list(enumerate(keys)))}
-        counts = Counts(items=len(unique))
         todo = self.missing(memo, unique)
-        counts.reused = len(unique) - len(todo)
-        finished = counts.reused
+        counts = Counts(items=len(unique), reused=len(unique) - len(todo))
+
+        def tell(done: int) -> None:
+            counts.computed += done
+            if progress:
+                progress(counts.reused + counts.computed, counts.items)
+
         while todo:
-            claim = self._claim(memo, todo, stage_id)
-            if claim is None:
-                # Everything left is claimed by others: wait for their values or for their leases to end.
-                self._sleep(self.poll_seconds)
-            else:
-                counts.repeated += claim.repeated
-                counts.computed += self._work(memo, claim, todo, position, compute, batch, check, progress, counts)
-            if check:
+            elsewhere: list[Key] = []
+            # One claim's worth of keys at a time: no statement carries the whole list again and again.
+            for at in range(0, len(todo), claim_size):
+                part = todo[at : at + claim_size]
+                claim = self._claim(memo, part, stage_id)
+                if claim is not None:
+                    counts.repeated += claim.repeated
+                    done = self._work(memo, claim, compute, position, batch, tell, check)
+                    part = [key for key in part if key not in done]
+                elsewhere += part
                 check()
-            todo = self.missing(memo, todo)
-            if progress and (done := len(unique) - len(todo)) != finished:
-                finished = done
-                progress(finished, len(unique))
+            # What is left is claimed by others, or was while this process stood still.
+            todo = self.missing(memo, elsewhere)
+            if len(todo) == len(elsewhere) and todo:
+                self._sleep(self.poll_seconds)
         return counts
 
     def missing(self, memo: Memo, keys: Sequence[Key]) -> list[Key]:
@@ -113,7 +123,7 @@ class MemoStore:
         if not keys:
             return []
         query = sql.SQL(
-            "SELECT k.key FROM unnest(%s::bytea[]) WITH ORDINALITY k(key, no)"
+            "SELECT k.key FROM unnest(%b::bytea[]) WITH ORDINALITY k(key, no)"
             " WHERE NOT EXISTS (SELECT FROM {table} m WHERE m.key = k.key) ORDER BY k.no"
         ).format(table=sql.Identifier(memo.table))
         with self.database.transaction() as connection:
@@ -122,7 +132,7 @@ class MemoStore:
     def read(self, memo: Memo, keys: Sequence[Key]) -> Iterator[Row]:
         """The values of keys, in their order; every key must have one."""
         query = sql.SQL(
-            "SELECT {columns} FROM unnest(%s::bytea[]) WITH ORDINALITY k(key, no) JOIN {table} m USING (key)"
+            "SELECT {columns} FROM unnest(%b::bytea[]) WITH ORDINALITY k(key, no) JOIN {table} m USING (key)"
             " ORDER BY k.no"
         ).format(
             columns=sql.SQL(", ").join(sql.Identifier("m", c) for c in memo.columns), table=sql.Identifier(memo.table)
@@ -131,7 +141,7 @@ class MemoStore:
             yield from connection.execute(query, [list(keys)], binary=True).fetchall()
 
     def _claim(self, memo: Memo, keys: Sequence[Key], stage_id: int | None) -> Claim | None:
-        """Take up to `claim_size` keys that have neither a value nor a living claim."""
+        """Take those of the keys that have neither a value nor a living claim."""
         with self.database.transaction() as connection:
             connection.execute(
                 "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || %s, 0))", [memo.table]
@@ -142,64 +152,55 @@ class MemoStore:
                 [memo.table],
             )
             # A separate statement: its snapshot sees values committed while the update waited for their writers.
-            rows = connection.execute(
-                sql.SQL(
-                    "SELECT k.key, (k.no - 1)::int FROM unnest(%(keys)s::bytea[]) WITH ORDINALITY k(key, no)"
-                    " WHERE NOT EXISTS (SELECT FROM {table} m WHERE m.key = k.key)"
-                    " AND k.key NOT IN (SELECT unnest(c.keys) FROM claim c"
-                    "                   WHERE c.memo = %(memo)s AND c.closed_at IS NULL)"
-                    " ORDER BY k.no LIMIT %(limit)s"
-                ).format(table=sql.Identifier(memo.table)),
-                {"keys": list(keys), "memo": memo.table, "limit": self.claim_size},
-                binary=True,
-            ).fetchall()
-            if not rows:
-                return None
-            taken = [bytes(row[0]) for row in rows]
             claim = connection.execute(
-                "INSERT INTO claim (memo, worker_id, stage_id, keys, items, repeated)"
-                " SELECT %(memo)s, %(worker)s, %(stage)s, %(keys)s::bytea[], %(items)s, count(DISTINCT k)"
-                " FROM unnest(%(keys)s::bytea[]) k JOIN (SELECT unnest(c.keys) AS key FROM claim c"
-                "   WHERE c.memo = %(memo)s AND c.outcome IN ('released', 'lost')) old ON old.key = k"
-                " RETURNING claim_id, repeated",
+                sql.SQL(
+                    "WITH free AS (SELECT k.key, k.no FROM unnest(%(keys)b::bytea[]) WITH ORDINALITY k(key, no)"
+                    "   WHERE NOT EXISTS (SELECT FROM {table} m WHERE m.key = k.key)"
+                    "   AND k.key NOT IN (SELECT unnest(c.keys) FROM claim c"
+                    "                     WHERE c.memo = %(memo)s AND c.closed_at IS NULL))"
+                    " INSERT INTO claim (memo, worker_id, stage_id, keys, items, repeated)"
+                    " SELECT %(memo)s, %(worker)s, %(stage)s, array_agg(key ORDER BY no), count(*),"
+                    "   (SELECT count(*) FROM free WHERE key IN (SELECT unnest(c.keys) FROM claim c"
+                    "      WHERE c.memo = %(memo)s AND c.outcome IN ('released', 'lost')))"
+                    " FROM free HAVING count(*) > 0"
+                    " RETURNING claim_id, repeated, CASE WHEN items < %(asked)s THEN keys END"
+                ).format(table=sql.Identifier(memo.table)),
                 {
+                    "keys": list(keys),
                     "memo": memo.table,
                     "worker": self.worker.worker_id,
                     "stage": stage_id,
-                    "keys": taken,
-                    "items": len(taken),
+                    "asked": len(keys),
                 },
+                binary=True,
             ).fetchone()
-        assert claim is not None
-        return Claim(claim[0], tuple(row[1] for row in rows), claim[1])
+        if claim is None:
+            return None
+        return Claim(claim[0], list(keys) if claim[2] is None else [bytes(key) for key in claim[2]], claim[1])
 
     def _work(
         self,
         memo: Memo,
         claim: Claim,
-        todo: Sequence[Key],
-        position: dict[Key, int],
         compute: Compute,
+        position: Mapping[Key, int],
         batch: int,
-        check: Callable[[], None] | None,
-        progress: Callable[[int, int], None] | None,
-        counts: Counts,
-    ) -> int:
-        done = 0
+        tell: Callable[[int], None],
+        check: Callable[[], None],
+    ) -> set[Key]:
+        """Compute and commit a claim's keys; the keys that got their value here."""
+        done: set[Key] = set()
         outcome = "released"
         try:
-            for at in range(0, len(claim.positions), batch):
-                if check:
-                    check()
-                keys = [todo[i] for i in claim.positions[at : at + batch]]
-                rows = compute([position[key] for key in keys])
-                self.write(memo, claim.claim_id, keys, rows)
-                done += len(keys)
-                if progress:
-                    progress(counts.items - len(todo) + done, counts.items)
+            for at in range(0, len(claim.keys), batch):
+                check()
+                keys = claim.keys[at : at + batch]
+                self.write(memo, claim.claim_id, keys, compute([position[key] for key in keys]))
+                done.update(keys)
+                tell(len(keys))
             outcome = "done"
         except LeaseLost:
-            return done  # the successor computes the rest; look again
+            pass  # the successor computes the rest; the caller looks again
         finally:
             self._close(claim.claim_id, outcome)
         return done
@@ -222,6 +223,7 @@ class MemoStore:
 
     def _close(self, claim_id: int, outcome: str) -> None:
         with self.database.transaction() as connection:
+            connection.execute(_NO_WAIT)
             connection.execute(
                 "UPDATE claim SET closed_at = now(), outcome = %(outcome)s,"
                 " keys = CASE WHEN %(outcome)s = 'done' THEN '{}' ELSE keys END"

@@ -66,7 +66,7 @@ def run(
     runtime: Runtime,
     *,
     progress: Progress | None = None,
-    check: Callable[[], None] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> SweepRun:
     """Bring every stage of a plan to done. A failing stage fails only the trials below it.
 
