@@ -31,7 +31,7 @@ from pydantic import (
 
 from workbench.errors import SpecError, did_you_mean
 
-TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.<>]*")
+TARGET = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_<][\w.<>]*$")
 
 
 def canonical_json(value: Any) -> str:
@@ -53,7 +53,7 @@ def fingerprint(kind: str, code_version: int, spec: Any, inputs: Mapping[str, st
 class Spec(BaseModel):
     """Base of all specs: frozen, strict, no unknown fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     not_identity: ClassVar[frozenset[str]] = frozenset()
     """Fields that cannot change an output (and so are not in the fingerprint)."""
 
@@ -244,7 +244,7 @@ class Fts(Spec):
     kind: Literal["fts"] = "fts"
     k: Depth = 100
     match: Literal["any", "all"] = "any"
-    config: Annotated[str, Field(pattern=r"[a-z_]{1,40}")] = "english"
+    config: Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")] = "english"
 
 
 Leg = Literal["dense", "bm25", "fts"]
@@ -317,7 +317,7 @@ class TrialSpec(Spec):
         changed: Any
         if not key:
             changed = value
-        elif key == "kind":
+        elif key == "kind" and "kind" in type(current).model_fields:
             union = get_args(type(self).model_fields[stage].annotation) or (type(current),)
             fields = next((set(c.model_fields) for c in union if c.model_fields["kind"].default == value), set())
             kept = {k: v for k, v in dict(current).items() if k in fields and k in current.model_fields_set}
@@ -395,13 +395,15 @@ def _tuples(value: Any) -> Any:
 
 
 def _known_names(model: type[BaseModel]) -> dict[str, set[str]]:
-    """Field names by table, for hints: {"": {...}, "chunk": {...}}."""
+    """Field names by table and kind, for hints: {"": {...}, "chunk": {...}, "chunk.markdown": {...}}."""
     names: dict[str, set[str]] = {"": set(model.model_fields)}
     for name, info in model.model_fields.items():
         kinds = get_args(info.annotation) or (info.annotation,)
         for kind in kinds:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 names.setdefault(name, set()).update(kind.model_fields)
+                if "kind" in kind.model_fields:
+                    names[f"{name}.{kind.model_fields['kind'].default}"] = set(kind.model_fields)
                 if issubclass(kind, TrialSpec):
                     names |= {k: v for k, v in _known_names(kind).items() if k}
     return names
@@ -410,15 +412,18 @@ def _known_names(model: type[BaseModel]) -> dict[str, set[str]]:
 def _explain(error: Any, known: Mapping[str, set[str]]) -> str:
     path = [str(p) for p in error["loc"]]
     if error["type"] == "extra_forbidden":
-        table = next((p for p in reversed(path[:-1]) if p in known), "")
-        return f"unknown field {'.'.join([*([table] if table else []), path[-1]])!r}: " + did_you_mean(
-            path[-1], known[table]
-        )
+        at = next((i for i in range(len(path) - 2, -1, -1) if path[i] in known), None)
+        table = "" if at is None else path[at]
+        fields = known[table] if at is None else known.get(".".join(path[at : at + 2]), known[table])
+        return f"unknown field {'.'.join([*([table] if table else []), path[-1]])!r}: " + did_you_mean(path[-1], fields)
     if error["type"] == "union_tag_invalid":
         tags = re.findall(r"'([^']+)'", error["ctx"]["expected_tags"])
         return f"{'.'.join(path)}.kind = {error['ctx']['tag']!r} is not known: " + did_you_mean(
             str(error["ctx"]["tag"]), tags
         )
+    if error["type"] == "union_tag_not_found":
+        kinds = {name.partition(".")[2] for name in known if name.startswith(f"{path[-1]}.")}
+        return f"{'.'.join(path)}.kind is missing: known: {', '.join(sorted(kinds))}"
     message = error["msg"].removeprefix("Value error, ")
     given = "" if error["type"] in ("missing", "value_error") else f", not {error['input']!r}"
     return f"{'.'.join(path) or 'spec'}: {message}{given}"
@@ -448,7 +453,7 @@ def read_sweep(path: Path) -> SweepSpec:
     """A sweep from a TOML file; `base` is another file beside it, or inline tables."""
     data = read_toml(path)
     if isinstance(data.get("base"), str):
-        data["base"] = read_toml(path.parent / data["base"])
+        data["base"] = read_trial(path.parent / data["base"])
     return parse(SweepSpec, data, where=str(path))
 
 

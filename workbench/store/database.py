@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from psycopg import Connection, OperationalError, sql
+from psycopg import Connection, OperationalError, ProgrammingError, sql
 from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
@@ -41,13 +41,12 @@ class Database:
             DatabaseError: unreachable, pgvector missing or too old, or a schema newer than this code.
         """
         server: Server | None = None
-        if settings.database_url is None:
+        url = settings.database_url.get_secret_value() if settings.database_url else ""
+        if not url:
             from workbench.store.embedded import start
 
             server = start(settings.home)
             url = server.url
-        else:
-            url = settings.database_url.get_secret_value()
         name = _public_name(url) if server is None else f"embedded PostgreSQL in {settings.home}"
         try:
             _prepare(url, settings.db_schema, name)
@@ -109,7 +108,15 @@ class Database:
 
 
 def _public_name(url: str) -> str:
-    parts = conninfo_to_dict(url)
+    try:
+        parts = conninfo_to_dict(url)
+    except ProgrammingError:
+        # What libpq says about it quotes the text, and with it a password.
+        raise DatabaseError(
+            "this is not a PostgreSQL URL",
+            where="WORKBENCH_DATABASE_URL",
+            hint="expected postgresql://user:password@host:port/database, with %XX for special characters",
+        ) from None
     return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
 
 
@@ -145,10 +152,19 @@ def _prepare(url: str, schema: str, name: str) -> None:
             where=name,
             hint="check WORKBENCH_DATABASE_URL, or unset it to use the embedded server",
         ) from None
-    with connection, connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
-        _require_pgvector(connection, name)
-        _migrate(connection, schema, name)
+    try:
+        with connection, connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+            _require_pgvector(connection, name)
+            _migrate(connection, schema, name)
+    except pg.InsufficientPrivilege as error:
+        raise DatabaseError(
+            f"schema {schema!r} cannot be made or used: {_first_line(error)}",
+            where=name,
+            hint=f"ask for CREATE SCHEMA {schema} AUTHORIZATION your role, or set WORKBENCH_SCHEMA to a schema you own",
+        ) from error
+    except pg.Error as error:
+        raise DatabaseError(f"schema {schema!r} cannot be prepared: {_first_line(error)}", where=name) from error
 
 
 def _application(url: str) -> dict[str, Any]:

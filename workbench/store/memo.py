@@ -10,6 +10,7 @@ few (one or two a process), so the cost of an item is writing its value and litt
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,12 +66,14 @@ Compute = Callable[[Sequence[int]], Sequence[Row]]
 
 @dataclass
 class MemoStore:
-    """Reads, claims and writes values of all memos."""
+    """Reads, claims and writes values of all memos; one a worker."""
 
     database: Database
     worker: Worker
     poll_seconds: float = 0.1
     _sleep: Callable[[float], None] = field(default=time.sleep)
+    _claiming: threading.Lock = field(default_factory=threading.Lock)
+    _held: set[int] = field(default_factory=set)
 
     def fill(
         self,
@@ -114,6 +117,9 @@ class MemoStore:
                 check()
             # What is left is claimed by others, or was while this process stood still.
             todo = self.missing(memo, elsewhere)
+            if len(todo) < len(elsewhere):
+                counts.reused += len(elsewhere) - len(todo)
+                tell(0)
             if len(todo) == len(elsewhere) and todo:
                 self._sleep(self.poll_seconds)
         return counts
@@ -142,14 +148,23 @@ class MemoStore:
 
     def _claim(self, memo: Memo, keys: Sequence[Key], stage_id: int | None) -> Claim | None:
         """Take those of the keys that have neither a value nor a living claim."""
+        with self._claiming:
+            claim = self._take(memo, keys, stage_id)
+            if claim is not None:
+                self._held.add(claim.claim_id)
+        return claim
+
+    def _take(self, memo: Memo, keys: Sequence[Key], stage_id: int | None) -> Claim | None:
         with self.database.transaction() as connection:
             connection.execute(
                 "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || %s, 0))", [memo.table]
             )
+            # Also its own that nobody works on: the connection was cut when they were to be closed. Their lease lives.
             connection.execute(
                 "UPDATE claim c SET closed_at = now(), outcome = 'lost' FROM worker w"
-                " WHERE c.memo = %s AND c.closed_at IS NULL AND w.worker_id = c.worker_id AND w.lease_until < now()",
-                [memo.table],
+                " WHERE c.memo = %s AND c.closed_at IS NULL AND w.worker_id = c.worker_id"
+                " AND (w.lease_until < now() OR (w.worker_id = %s AND c.claim_id <> ALL(%s)))",
+                [memo.table, self.worker.worker_id, list(self._held)],
             )
             # A separate statement: its snapshot sees values committed while the update waited for their writers.
             claim = connection.execute(
@@ -202,6 +217,7 @@ class MemoStore:
         except LeaseLost:
             pass  # the successor computes the rest; the caller looks again
         finally:
+            self._held.discard(claim.claim_id)
             self._close(claim.claim_id, outcome)
         return done
 

@@ -92,7 +92,8 @@ def _save_documents(connection: Connection[Any], corpus_id: int, documents: Sequ
     }
     bodies = {key: d.text for key, d in zip(digests, documents, strict=True) if key not in known}
     connection.cursor().executemany(
-        "INSERT INTO body (digest, text) VALUES (%s, %s) ON CONFLICT DO NOTHING", list(bodies.items())
+        "INSERT INTO body (digest, text) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+        sorted(bodies.items()),  # in one order everywhere: two processes that share texts do not deadlock
     )
     copy_rows(
         connection,
