@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check lab lock browser clean
+.PHONY: demo test check lab notebooks lock browser clean
 
 demo: $(READY)
 	@$(BIN)/workbench demo
@@ -17,7 +17,8 @@ test: $(READY) browser
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 --dist loadscope
-	$(BIN)/pytest --nbval notebooks -p no:cacheprovider
+	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
+	  WORKBENCH_HOME="$$home" $(BIN)/pytest --nbval --nbval-cell-timeout 300 notebooks
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -27,7 +28,11 @@ check: $(READY)
 	$(BIN)/pytest -q -m "not slow" -n 2 --dist loadscope
 
 lab: $(READY)
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	WORKBENCH_HOME="$(CURDIR)/.workbench" $(BIN)/jupyter lab --notebook-dir=notebooks
+
+# Executes the notebooks again, outputs included.
+notebooks: $(READY)
+	WORKBENCH_HOME="$(CURDIR)/.workbench" $(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 
 # The set-up: a virtual environment with the pinned lock. PIP_FIND_LINKS, where set, is where torch's CPU build lies;
 # elsewhere uv takes it from PyTorch's own index.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+import polars as pl
 
 from workbench import datasets
 from workbench.datasets import Dataset
@@ -14,7 +16,7 @@ from workbench.pipeline import graph
 from workbench.pipeline.comparing import TrialComparison, compare
 from workbench.pipeline.execute import execute
 from workbench.pipeline.job import Job
-from workbench.pipeline.results import TrialResult, finished, load_trial, record_trial
+from workbench.pipeline.results import TrialResult, finished, load_trial, record_trial, results_frame
 from workbench.pipeline.search import SearchResult, search
 from workbench.progress import show_progress
 from workbench.runtime import Runtime
@@ -97,7 +99,10 @@ class Lab:
         """The trials and unique stages of a sweep, without running them."""
         name = "sweep" if isinstance(sweep, SweepSpec) else Path(sweep).stem
         spec = sweep if isinstance(sweep, SweepSpec) else read_sweep(Path(sweep))
-        return plan(spec, self.load(dataset, limit=limit), self.runtime, name=name)
+        data = self.load(dataset, limit=limit)
+        if not data.queries:
+            raise InputError(f"{data.name} has no queries to score", where="lab.plan", hint="lab.search needs none")
+        return plan(spec, data, self.runtime, name=name)
 
     def sweep(
         self,
@@ -132,6 +137,10 @@ class Lab:
     def trial(self, trial_id: int) -> TrialResult:
         """A finished trial from the store alone."""
         return load_trial(self.runtime.database, trial_id)
+
+    def table(self, *results: TrialResult, metrics: Sequence[str] = ("recall@5",)) -> pl.DataFrame:
+        """Trials beside each other: one row a trial, with mean, interval, n and unscored of each metric."""
+        return results_frame(results, metrics)
 
     def compare(self, a: TrialResult, b: TrialResult, metric: str = "recall@5") -> TrialComparison:
         """A paired test of b against a on one metric, over the queries scored in both.

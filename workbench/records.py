@@ -82,21 +82,21 @@ class Score:
     reason: str | None = None
 
 
-_EVIDENCE = {"doc_id": pl.String, "start": pl.Int64, "end": pl.Int64, "grade": pl.Int64, "unit": pl.String}
+_EVIDENCE = pl.Schema({"doc_id": pl.String, "start": pl.Int64, "end": pl.Int64, "grade": pl.Int64, "unit": pl.String})
 
 SCHEMAS: Mapping[type, pl.Schema] = {
     Document: pl.Schema(
         {"doc_id": pl.String, "text": pl.String, "title": pl.String, "uri": pl.String, "metadata": pl.String}
     ),
-    Evidence: pl.Schema({"query_id": pl.String, **_EVIDENCE}),
+    Evidence: pl.Schema([("query_id", pl.String), *_EVIDENCE.items()]),
     Query: pl.Schema(
-        {
-            "query_id": pl.String,
-            "text": pl.String,
-            "evidence": pl.List(pl.Struct(_EVIDENCE)),
-            "answer": pl.String,
-            "metadata": pl.String,
-        }
+        [
+            ("query_id", pl.String),
+            ("text", pl.String),
+            ("evidence", pl.List(pl.Struct(dict(_EVIDENCE)))),
+            ("answer", pl.String),
+            ("metadata", pl.String),
+        ]
     ),
     Chunk: pl.Schema({"chunk_no": pl.Int64, "doc_id": pl.String, "start": pl.Int64, "end": pl.Int64}),
     Hit: pl.Schema({"query_id": pl.String, "rank": pl.Int64, "chunk_no": pl.Int64, "score": pl.Float64}),
@@ -120,7 +120,7 @@ def frame(record: type, rows: Iterable[Any]) -> pl.DataFrame:
 
 
 def _row(row: Any) -> tuple[Any, ...]:
-    if not dataclasses.is_dataclass(row) or isinstance(row, type):
+    if not dataclasses.is_dataclass(row):
         return tuple(row)
     values = {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
     if "metadata" in values:

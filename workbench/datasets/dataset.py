@@ -107,6 +107,9 @@ class Dataset:
             raise DatasetError(f"a limit of {n} queries is negative", [], where=self.name)
         return dataclasses.replace(self, queries=self.queries[:n])
 
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {len(self.documents)} documents, {len(self.queries)} queries)"
+
     def _repr_html_(self) -> str:
         unanswerable = sum(not q.evidence for q in self.queries)
         rows = {

@@ -50,6 +50,9 @@ class TrialComparison:
         ]
         return verdict(names, self.metric, intervals, family, higher_is_better=higher_is_better(self.metric))
 
+    def __repr__(self) -> str:
+        return f"TrialComparison({self.verdict!r})"
+
     def as_json(self) -> dict[str, Any]:
         return {
             "metric": self.metric,

@@ -89,6 +89,8 @@ def _compute(node: Node, job: Job, begun: Begun, progress: Progress | None, chec
     started = time.monotonic()
     work: Work = prepare(node, job)
     counts = Counts(items=work.items, computed=work.items)
+    if progress:
+        progress(node, 0, len(work.keys) or work.items)
     if work.memo is not None and work.compute is not None:
         counts = job.runtime.memo.fill(
             work.memo,

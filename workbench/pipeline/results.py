@@ -114,6 +114,9 @@ class TrialResult:
             "calls": {"live": 0, "cached": 0, "prompt_tokens": 0, "cached_tokens": 0, "output_tokens": 0},
         }
 
+    def __repr__(self) -> str:
+        return f"TrialResult({self.label!r} on {self.dataset.name!r}, {len(self.dataset.queries)} queries)"
+
     def _repr_html_(self) -> str:
         head = ("metric", "mean", "95 % interval", "n", "unscored")
         rows = [
@@ -133,6 +136,25 @@ def html_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -
     cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
     return f"<table><caption>{html.escape(title)}</caption><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def results_frame(results: Iterable[TrialResult], metrics: Sequence[str]) -> pl.DataFrame:
+    """One row a trial: its label, then mean, low, high, n and unscored of each metric.
+
+    Raises:
+        InputError: a trial has no such metric.
+    """
+    rows = []
+    for result in results:
+        row: dict[str, Any] = {"trial": result.label}
+        for name in metrics:
+            if name not in result.metrics:
+                raise InputError(f"no metric {name!r} in {result.label}", hint=did_you_mean(name, result.metrics))
+            m = result.metrics[name]
+            prefix = "" if len(metrics) == 1 else f"{name} "
+            row |= {name: m["mean"], **{prefix + key: m[key] for key in ("low", "high", "n", "unscored")}}
+        rows.append(row)
+    return pl.DataFrame(rows)
 
 
 def describe(trial: TrialSpec) -> str:

@@ -40,6 +40,9 @@ class SearchResult:
             "trials": [{"trial": label, "hits": frame.to_dicts()} for label, frame in self.hits.items()],
         }
 
+    def __repr__(self) -> str:
+        return f"SearchResult({self.text!r}, {self.dataset!r}, {', '.join(map(repr, self.hits))})"
+
     def _repr_html_(self) -> str:
         columns = []
         for label, frame in self.hits.items():

@@ -14,7 +14,7 @@ from workbench.datasets import Dataset
 from workbench.errors import InputError
 from workbench.evaluation import statistics
 from workbench.evaluation.statistics import Comparison, Interval
-from workbench.pipeline.results import TrialResult, html_table, load_trial
+from workbench.pipeline.results import TrialResult, html_table, load_trial, results_frame
 from workbench.pipeline.summaries import clusters
 from workbench.specs import SweepSpec, parse
 from workbench.store.database import Database
@@ -69,16 +69,13 @@ class SweepResult:
         )
 
     def frame(self, metrics: Sequence[str] | None = None) -> pl.DataFrame:
-        """One row a trial: its label, axes as columns, and mean, low and high of each metric."""
-        chosen = list(metrics or [self.spec.metric])
-        rows = []
-        for trial, point in zip(self.trials, self.points, strict=True):
-            row: dict[str, Any] = {"trial": trial.label, **{path: str(value) for path, value in point.items()}}
-            for name in chosen:
-                summary = trial.metrics[name]
-                row |= {name: summary["mean"], f"{name} low": summary["low"], f"{name} high": summary["high"]}
-            rows.append(row)
-        return pl.DataFrame(rows)
+        """One row a trial: its label, the axes as columns, and mean, interval, n and unscored of each metric."""
+        axes = pl.DataFrame([{path: str(value) for path, value in point.items()} for point in self.points])
+        found = results_frame(self.trials, metrics or [self.spec.metric])
+        return pl.concat([found.select("trial"), axes, found.drop("trial")], how="horizontal")
+
+    def __repr__(self) -> str:
+        return f"SweepResult({self.name!r}, {len(self.trials)} trials, {self.verdict!r})"
 
     def _repr_html_(self) -> str:
         name = self.spec.metric
