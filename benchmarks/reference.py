@@ -73,16 +73,16 @@ def anthropic(lab: Lab, data: Path) -> Iterator[Line]:
     plain = Lexical(stopwords="none", min_length=1, k1=1.2)
     code = plain.model_copy(update={"split_identifiers": True})
     window = Embed(long="truncate")
-    fused = {"legs": ("dense", "bm25"), "depth": 150, "k": 150}
+    fused = Hybrid(legs=("dense", "bm25"), depth=150, k=150)
     runs: dict[str, tuple[Embed, Lexical, Dense | Bm25 | Hybrid]] = {
         "bm25s-en": (window, Lexical(), Bm25(k=150)),
         "bm25-plain": (window, plain, Bm25(k=150)),
         "bm25-code": (window, code, Bm25(k=150)),
         "dense": (window, Lexical(), Dense(k=150)),
         "densewin": (Embed(long="pool"), Lexical(), Dense(k=150)),
-        "rrf60(dense, bm25s-en)": (window, Lexical(), Hybrid(**fused)),
-        "rrf60(dense, bm25-code)": (window, code, Hybrid(**fused)),
-        "w0.8/0.2(dense, bm25s-en)": (window, Lexical(), Hybrid(**fused, rrf_k=0, weights=(0.8, 0.2))),
+        "rrf60(dense, bm25s-en)": (window, Lexical(), fused),
+        "rrf60(dense, bm25-code)": (window, code, fused),
+        "w0.8/0.2(dense, bm25s-en)": (window, Lexical(), fused.model_copy(update={"rrf_k": 0, "weights": (0.8, 0.2)})),
     }
     for name, (embed, lexical, retrieve) in runs.items():
         score = ScoreSpec(k=(5, 10, 20), occurrences="any")

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from machine import describe_machine
@@ -47,7 +48,7 @@ def main() -> None:
         print(f"  {name:<12} {statistics.median(ratios):.2f}  ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
-def measure(runtime: Runtime, rows: int, dimensions: int, repeats: int) -> dict[str, object]:
+def measure(runtime: Runtime, rows: int, dimensions: int, repeats: int) -> dict[str, Any]:
     """Interleaved repeats of the three ways; ratios are pair by pair."""
     vectors = list(np.random.default_rng(0).standard_normal((rows, dimensions)).astype(np.float32))
     rates: dict[str, list[float]] = {"memo": [], "copy": [], "bare": []}

@@ -39,7 +39,9 @@ def main() -> None:
     print("compiling bytecode", flush=True)
     library = next((folder / "lib").glob("python3*"))
     # Some packages ship files for other Python versions: those do not compile, and nobody imports them.
-    subprocess.run([binaries / "python", "-m", "compileall", "-q", "-j", "0", library], check=False, capture_output=True)
+    subprocess.run(
+        [binaries / "python", "-m", "compileall", "-q", "-j", "0", library], check=False, capture_output=True
+    )
 
 
 def download_size() -> str:

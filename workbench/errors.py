@@ -10,6 +10,7 @@ WorkbenchError
 │   └── ModelError        a model or the package that runs it is missing or unusable
 ├── StageError            a stage failed while it ran; finished items are kept (exit code 1)
 │   └── ShortResultError  an index returned fewer hits than it holds rows for
+├── ReportError           a report could not be rendered; what is in the store is untouched (exit code 1)
 └── LeaseLost             another process took this work over; the late write was refused
 """
 
@@ -82,6 +83,10 @@ class StageError(WorkbenchError):
 
 
 class ShortResultError(StageError):
+    pass
+
+
+class ReportError(WorkbenchError):
     pass
 
 

@@ -1,12 +1,14 @@
-"""Progress of long work for a person at a terminal, on stderr; silent elsewhere."""
+"""Progress of long work for a person at a terminal, on stderr; silent in pipes, logs and notebooks."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import sys
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from workbench.pipeline.execute import Progress
@@ -15,18 +17,31 @@ from workbench.pipeline.graph import Node
 _ITEMS = {"chunk": "documents", "embed": "texts", "index": "rows", "retrieve": "queries", "score": "queries"}
 
 
+def _terminal() -> Console | None:
+    """The terminal on stderr; None where nobody would see something move."""
+    # Asked of the stream itself: FORCE_COLOR makes rich believe in a terminal behind every pipe.
+    if sys.stderr is None or not sys.stderr.isatty():
+        return None
+    console = Console(stderr=True)
+    return console if console.is_terminal and not console.is_dumb_terminal else None
+
+
 @contextlib.contextmanager
 def show_progress(enabled: bool = True) -> Iterator[Progress | None]:
-    """A callback that draws one bar a stage while the block runs; None where nobody would see it."""
-    console = Console(stderr=True)
-    if not (enabled and console.is_terminal):
+    """A callback that draws one bar a stage while the block runs; None where nobody would see it.
+
+    What the workbench logs meanwhile at level INFO ("loading model minilm") stands above the bars.
+    """
+    console = _terminal() if enabled else None
+    if console is None:
         yield None
         return
     bars = Bars(
-        TextColumn("{task.description}"),
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[unit]}", markup=False),
         TimeElapsedColumn(),
         console=console,
     )
@@ -34,8 +49,43 @@ def show_progress(enabled: bool = True) -> Iterator[Progress | None]:
 
     def advance(node: Node, done: int, of: int) -> None:
         if node.fingerprint not in tasks:
-            tasks[node.fingerprint] = bars.add_task(f"{node.kind} {node.label}", total=of, unit=_ITEMS[node.kind])
+            unit = _ITEMS.get(node.kind, "items")
+            tasks[node.fingerprint] = bars.add_task(f"{node.kind} {node.label}", total=of, unit=unit)
         bars.update(tasks[node.fingerprint], completed=done, total=of)
 
-    with bars:
+    with bars, _notes_to(bars.console):
         yield advance
+
+
+@contextlib.contextmanager
+def waiting(text: str, enabled: bool = True) -> Iterator[None]:
+    """A spinner with a word on what takes its time while the block runs."""
+    console = _terminal() if enabled else None
+    if console is None:
+        yield
+        return
+    with console.status(text):
+        yield
+
+
+class _Notes(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(record.getMessage(), style="dim", markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def _notes_to(console: Console) -> Iterator[None]:
+    log, notes = logging.getLogger("workbench"), _Notes(console)
+    level = log.level
+    log.addHandler(notes)
+    if not log.isEnabledFor(logging.INFO):
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(notes)
+        log.setLevel(level)

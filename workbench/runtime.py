@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from workbench.store.worker import Worker
 
 if TYPE_CHECKING:
     from workbench.models.protocols import Embedder, Tokenizer
+
+_log = logging.getLogger(__name__)
 
 _PACKAGES = (
     "bm25s",
@@ -67,6 +70,7 @@ class Runtime:
         if spec not in self._embedders:
             from workbench.models.embedding import load_embedder
 
+            _log.info("loading model %s", spec.model)
             self._embedders[spec] = load_embedder(spec, self.home / "cache")
         return self._embedders[spec]
 

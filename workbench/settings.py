@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -38,5 +39,10 @@ class Settings(BaseSettings):
         try:
             return cls(**given)  # type: ignore[arg-type]
         except ValidationError as error:
-            faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-            raise SpecError("; ".join(faults), where="settings (WORKBENCH_* variables)") from None
+            faults = [f"{_variable(e['loc'])}: {e['msg']}" for e in error.errors()]
+            raise SpecError("; ".join(faults), where="settings", hint="change or unset it") from None
+
+
+def _variable(path: Sequence[int | str]) -> str:
+    name = str(path[0]) if path else ""
+    return name if name.startswith("WORKBENCH_") else f"WORKBENCH_{name.upper()}"

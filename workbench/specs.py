@@ -344,6 +344,20 @@ class SweepSpec(Spec):
     replicates: Annotated[int, Field(ge=1, le=1000)] = 1
     axes: Mapping[str, tuple[Any, ...]] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_values(cls, data: Any) -> Any:
+        """Specs on an axis become the tables that TOML would hold: a sweep's points are stored as JSON."""
+        if not isinstance(data, Mapping):
+            return data
+        axes, baseline = data.get("axes"), data.get("baseline")
+        if isinstance(axes, Mapping):
+            axes = {p: tuple(map(_plain, v)) if isinstance(v, list | tuple) else v for p, v in axes.items()}
+            data = {**data, "axes": axes}
+        if isinstance(baseline, Mapping):
+            data = {**data, "baseline": {path: _plain(value) for path, value in baseline.items()}}
+        return data
+
     @model_validator(mode="after")
     def _axes_have_values(self) -> Self:
         for path, values in self.axes.items():
@@ -366,6 +380,12 @@ class SweepSpec(Spec):
         for path in sorted(point, key=lambda p: (not p.endswith(".kind"), list(point).index(p))):
             trial = trial.vary(path, point[path])
         return trial
+
+
+def _plain(value: Any) -> Any:
+    if callable(value) or (isinstance(value, Python) and value.function is not None):
+        raise ValueError('a function cannot stand on an axis: give {"kind": "python", "target": "module:function"}')
+    return value.identity() if isinstance(value, Spec) else value
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -364,18 +364,19 @@ def test_verdicts_say_what_the_figures_allow():
     labels = ["none", "situated", "title", "lead", "summary", "broken"]
     intervals, comparisons = mean_intervals(matrix), against_baseline(matrix, 0)
     said = verdict(labels, "recall@5", intervals, comparisons)
-    assert said.startswith("On recall@5, situated (+0.1") and said.endswith("p adjusted for 5 comparisons).")
+    assert said.startswith("On recall@5, situated is better than none;")
+    assert said.endswith("p adjusted for 5 comparisons).")
     for part in (
-        "is better than none;",
-        "lead (-0.200",
-        "is worse than none;",
-        "is not distinguishable from none;",
-        "40 without a score) is undecided against none",
+        "lead is worse than none;",
+        "title is not distinguishable from none;",
+        "summary is undecided against none",
         "broken is without a scored query in common with none",
     ):
         assert part in said
     flipped = verdict(labels, "failure@5", intervals, comparisons, higher_is_better=False)
     assert flipped.startswith("On failure@5, lead") and "situated" in flipped.split("is worse than")[0]
+    pair = verdict(labels, "recall@5", intervals, [comparisons[2], comparisons[3]])
+    assert "lead (-0.200" in pair and "40 without a score) is undecided against none" in pair
     alone = verdict(labels, "recall@5", intervals, comparisons[1:2])
     assert "title" in alone and "not distinguishable from none" in alone and "adjusted" not in alone
     both = verdict(["a", "b", "c"], "m", mean_intervals(matrix[[0, 0, 0]]), against_baseline(matrix[[0, 0, 0]], 0))

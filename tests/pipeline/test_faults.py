@@ -97,7 +97,6 @@ def wait_for(lab: Lab, condition: str, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-
 def texts(log: Path) -> Counter[tuple[str, str]]:
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     return Counter((role, text) for _, role, text in rows)

@@ -105,9 +105,7 @@ def test_one_field_changed(
     assert work(changed) == expected
 
 
-def test_chunk_size_keeps_what_is_equal(
-    first: TrialResult, lab: Lab, tiny: Dataset, words_trial: TrialSpec
-) -> None:
+def test_chunk_size_keeps_what_is_equal(first: TrialResult, lab: Lab, tiny: Dataset, words_trial: TrialSpec) -> None:
     changed = lab.run(words_trial.vary("chunk.tokens", 10_000), tiny)
     assert work(changed) == {
         "chunk recursive": 6,

@@ -90,13 +90,21 @@ def higher_is_better(name: str) -> bool:
     return metric is None or metric.higher_is_better
 
 
-def check_metric(name: str, spec: ScoreSpec) -> None:
-    """Refuse a primary metric that scoring under `spec` would not produce.
+def check_metric(name: str, spec: ScoreSpec, queries: Sequence[Query] = ()) -> None:
+    """Refuse a primary metric that scoring under `spec` (of these queries, where given) would not produce.
 
     Raises:
-        SpecError: the name is unknown (with the nearest known ones), or its k is not in `score.k`.
+        SpecError: the name is unknown (with the nearest known ones), its k is not in `score.k`, or the
+            queries are judged in the other unit only.
     """
     if name in metric_names(spec):
+        metric = _family(name)
+        if metric and queries and not scored_queries(queries, metric.unit):
+            raise SpecError(
+                f"{name!r} needs evidence of unit {metric.unit!r}, which no query has",
+                where="metric",
+                hint=did_you_mean(name, [n for n in metric_names(spec) if n not in metric_names(spec, metric.unit)]),
+            )
         return
     if is_known_metric(name):
         k = name.partition("@")[2]

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import polars as pl
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json
 
 from workbench.datasets import Dataset
 from workbench.errors import InputError, did_you_mean
@@ -176,8 +176,8 @@ def record_trial(graph: TrialGraph, job: Job) -> int:
             [
                 bytes.fromhex(graph.fingerprint),
                 job.dataset_id,
-                Jsonb(graph.trial.model_dump(mode="json")),
-                Jsonb(stages),
+                Json(graph.trial.model_dump(mode="json")),
+                Json(stages),
             ],
         ).fetchone()
     assert row is not None

@@ -8,21 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 
 from workbench.specs import Hybrid, Lexical
 
-ANALYZER_VERSION = 1
+ANALYZER_VERSION = 2
 """Raised when the terms of a text change; part of a lexical index's identity."""
 
 Ranking = tuple[Sequence[int], Sequence[float]]
 """Chunk numbers and scores of one query, best first."""
 
 _WORD = re.compile(r"\w+")
-_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+|\d+")
+_PARTS = re.compile(r"A+(?!a)|A?a+|x+|0+")
 
 
 def analyzer(spec: Lexical) -> Callable[[str], list[str]]:
     """A function from text to terms: runs of word characters in lower case, at least `min_length` long.
 
-    With `split_identifiers` a word of several parts (camelCase, snake_case, letters and digits) gives
-    its parts beside itself, as code search engines do. Stop words go before stemming (Snowball English).
+    With `split_identifiers` a word of parts (camelCase, snake_case, letters and digits, of any alphabet)
+    gives its parts beside itself, as code search engines do. Stop words go before stemming (Snowball English).
     """
     stop = _stopwords() if spec.stopwords == "english" else frozenset()
     stem = _stemmer() if spec.stemmer == "english" else None
@@ -38,8 +38,19 @@ def analyzer(spec: Lexical) -> Callable[[str], list[str]]:
 
 
 def _with_parts(word: str) -> list[str]:
-    parts = _PARTS.findall(word)
-    return [word, *parts] if len(parts) > 1 else [word]
+    if word.isascii() and word.isalpha() and word.islower():
+        return [word]
+    parts = [word[m.start() : m.end()] for m in _PARTS.finditer("".join(map(_class, word)))]
+    return [word, *parts] if parts != [word] else parts
+
+
+def _class(character: str) -> str:
+    """A upper case, a lower case, 0 a digit, x a letter without case, of any alphabet; _ what joins parts."""
+    if character.isupper():
+        return "A"
+    if character.islower():
+        return "a"
+    return "0" if character.isnumeric() else "x" if character.isalpha() else "_"
 
 
 @functools.cache

@@ -163,7 +163,7 @@ class MemoStore:
             connection.execute(
                 "UPDATE claim c SET closed_at = now(), outcome = 'lost' FROM worker w"
                 " WHERE c.memo = %s AND c.closed_at IS NULL AND w.worker_id = c.worker_id"
-                " AND (w.lease_until < now() OR (w.worker_id = %s AND c.claim_id <> ALL(%s)))",
+                " AND (w.lease_until < now() OR (w.worker_id = %s AND c.claim_id <> ALL(%s::int8[])))",
                 [memo.table, self.worker.worker_id, list(self._held)],
             )
             # A separate statement: its snapshot sees values committed while the update waited for their writers.
@@ -217,8 +217,10 @@ class MemoStore:
         except LeaseLost:
             pass  # the successor computes the rest; the caller looks again
         finally:
-            self._held.discard(claim.claim_id)
-            self._close(claim.claim_id, outcome)
+            try:
+                self._close(claim.claim_id, outcome)
+            finally:
+                self._held.discard(claim.claim_id)
         return done
 
     def write(self, memo: Memo, claim_id: int, keys: Sequence[Key], rows: Sequence[Row]) -> None:

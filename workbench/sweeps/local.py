@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json
 
 from workbench.errors import WorkbenchError
 from workbench.pipeline.execute import Progress, StageRun, execute
@@ -107,7 +107,7 @@ def _save(plan: Plan, job: Job) -> int:
                 bytes.fromhex(plan.fingerprint),
                 plan.name,
                 job.dataset_id,
-                Jsonb(plan.sweep.model_dump(mode="json")),
+                Json(plan.sweep.model_dump(mode="json")),
             ],
         ).fetchone()
         assert row is not None
@@ -115,7 +115,7 @@ def _save(plan: Plan, job: Job) -> int:
             "INSERT INTO sweep_trial (sweep_id, trial_no, label, point, spec, state)"
             " VALUES (%s, %s, %s, %s, %s, 'planned') ON CONFLICT DO NOTHING",
             [
-                (row[0], t.trial_no, t.label, Jsonb(dict(t.point)), Jsonb(t.graph.trial.model_dump(mode="json")))
+                (row[0], t.trial_no, t.label, Json(dict(t.point)), Json(t.graph.trial.model_dump(mode="json")))
                 for t in plan.trials
             ],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,11 +70,15 @@ def plan(sweep: SweepSpec, dataset: Dataset, runtime: Runtime, *, name: str = "s
         SpecError: a path or value that does not fit, an unknown primary metric, an unfit baseline.
         DatasetError, ModelError: something that a trial names is not there.
     """
-    evaluation.check_metric(sweep.metric, sweep.base.score)
+    evaluation.check_metric(sweep.metric, sweep.base.score, dataset.queries)
+    labels: Counter[str] = Counter()
     trials = []
     for number, point in enumerate(sweep.points()):
         trial = sweep.trial(point)
         label = " / ".join(_short(value) for value in point.values()) or describe(trial)
+        labels[label] += 1
+        if labels[label] > 1:
+            label = f"{label} ({labels[label]})"
         trials.append(PlannedTrial(number, point, label, graph.build(trial, dataset, runtime)))
     matching = [t.trial_no for t in trials if all(t.point[path] == value for path, value in sweep.baseline.items())]
     if not matching:

@@ -11,7 +11,7 @@ import polars as pl
 
 from workbench import evaluation
 from workbench.datasets import Dataset
-from workbench.errors import InputError
+from workbench.errors import InputError, did_you_mean
 from workbench.evaluation import statistics
 from workbench.evaluation.statistics import Comparison, Interval
 from workbench.pipeline.results import TrialResult, html_table, load_trial, results_frame
@@ -110,6 +110,12 @@ def load_sweep(database: Database, sweep_id: int) -> SweepResult:
         raise InputError(f"no trial of sweep {sweep_id} has a result yet", hint="run `workbench sweep` again")
     trials = tuple(load_trial(database, trial_id, label) for label, _, trial_id in done)
     points = tuple(point for _, point, _ in done)
+    if unscored := [trial.label for trial in trials if spec.metric not in trial.metrics]:
+        raise InputError(
+            f"the declared metric {spec.metric!r} was not scored in {', '.join(unscored)}",
+            where=f"sweep {sweep_id}",
+            hint=did_you_mean(spec.metric, trials[0].metrics),
+        )
     fits = [
         i for i, point in enumerate(points) if all(_same(point[path], value) for path, value in spec.baseline.items())
     ]

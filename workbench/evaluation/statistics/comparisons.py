@@ -273,7 +273,7 @@ def verdict(
     Args:
         labels, intervals: of the trials, by row.
         metric: its name, as it is to be shown.
-        comparisons: from `against_baseline`, of these rows.
+        comparisons: from `against_baseline`, of these rows; with more than two, their figures are left to a table.
     """
     clauses = {
         "better": "better than {}",
@@ -283,12 +283,14 @@ def verdict(
         "unscored": "without a scored query in common with {}",
     }
     groups: dict[str, list[str]] = {kind: [] for kind in clauses}
+    brief = len(comparisons) > 2  # figures of a large family belong into a table, not into a sentence
     for c in comparisons:
-        groups[_kind(c, 1 - confidence, higher_is_better)].append(_figures(labels[c.trial], c))
+        said = labels[c.trial] if brief else _figures(labels[c.trial], c)
+        groups[_kind(c, 1 - confidence, higher_is_better)].append(said)
     if not comparisons:
         return f"On {metric} there is nothing to compare."
     base = comparisons[0].baseline
-    said = [
+    clauses_said = [
         f"{_join(members)} {'is' if len(members) == 1 else 'are'} {clauses[kind].format(labels[base])}"
         for kind, members in groups.items()
         if members
@@ -296,7 +298,7 @@ def verdict(
     own = intervals[base]
     context = [f"{labels[base]}: {_range(own.mean, own.low, own.high)}"] if own.mean is not None else []
     context += [f"p adjusted for {len(comparisons)} comparisons"] if len(comparisons) > 1 else []
-    return f"On {metric}, {'; '.join(said)}{' (' + '; '.join(context) + ')' if context else ''}."
+    return f"On {metric}, {'; '.join(clauses_said)}{' (' + '; '.join(context) + ')' if context else ''}."
 
 
 def _kind(c: Comparison, alpha: float, higher_is_better: bool) -> str:

@@ -172,12 +172,13 @@ CREATE TABLE score (
 );
 
 -- A trial is a leaf (its score stage) on a dataset; a sweep is a set of trials with a question.
+-- json, not jsonb: axes and stages keep the order in which a person declared them.
 CREATE TABLE trial (
     trial_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     fingerprint bytea NOT NULL UNIQUE,
     dataset_id bigint NOT NULL REFERENCES dataset,
-    spec jsonb NOT NULL,
-    stages jsonb NOT NULL,
+    spec json NOT NULL,
+    stages json NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE TABLE sweep (
@@ -185,7 +186,7 @@ CREATE TABLE sweep (
     fingerprint bytea NOT NULL UNIQUE,
     name text NOT NULL,
     dataset_id bigint NOT NULL REFERENCES dataset,
-    spec jsonb NOT NULL,
+    spec json NOT NULL,
     state text NOT NULL CHECK (state IN ('planned', 'running', 'done', 'failed', 'interrupted')),
     created_at timestamptz NOT NULL DEFAULT now(),
     finished_at timestamptz
@@ -194,8 +195,8 @@ CREATE TABLE sweep_trial (
     sweep_id bigint NOT NULL REFERENCES sweep ON DELETE CASCADE,
     trial_no integer NOT NULL,
     label text NOT NULL,
-    point jsonb NOT NULL,
-    spec jsonb NOT NULL,
+    point json NOT NULL,
+    spec json NOT NULL,
     trial_id bigint REFERENCES trial,
     state text NOT NULL CHECK (state IN ('planned', 'done', 'failed')),
     error text,
