@@ -64,10 +64,34 @@ def lab(open_lab: Callable[..., Lab]) -> Lab:
     return open_lab()
 
 
-WORDS = (
-    "anchor basin cobalt delta ember fjord garnet harbor island jasper kernel lagoon meadow nickel orchard "
-    "prairie quartz river summit tundra umber valley willow xenon yarrow zephyr"
-).split()
+WORDS = [
+    "anchor",
+    "basin",
+    "cobalt",
+    "delta",
+    "ember",
+    "fjord",
+    "garnet",
+    "harbor",
+    "island",
+    "jasper",
+    "kernel",
+    "lagoon",
+    "meadow",
+    "nickel",
+    "orchard",
+    "prairie",
+    "quartz",
+    "river",
+    "summit",
+    "tundra",
+    "umber",
+    "valley",
+    "willow",
+    "xenon",
+    "yarrow",
+    "zephyr",
+]
 
 
 def text_of(seed: int, sentences: int = 12) -> str:

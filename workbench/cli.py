@@ -27,6 +27,12 @@ app = typer.Typer(
 data_app = typer.Typer(help="Datasets: list, show, check.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+
+def _expand(path: Path | None) -> Path | None:
+    """`--output=~/a.html`: no shell expands a tilde behind the equals sign."""
+    return None if path is None else path.expanduser()
+
+
 DATASET_HELP = "A name from `workbench data ls`, or a folder."
 DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help=DATASET_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")]
@@ -35,7 +41,9 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a field, e.g. --set retrieve.k=50.")
 ]
 MetricOption = Annotated[str, typer.Option("--metric", "-m", help="The metric to judge by; none: recall@5.")]
-ReportOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where the HTML report goes.")]
+ReportOption = Annotated[
+    Path | None, typer.Option("--output", "-o", callback=_expand, help="Where the HTML report goes.")
+]
 TrialOrId = "a trial in TOML, or the id of one that ran"
 
 
@@ -133,8 +141,12 @@ def run(
     dataset: DatasetOption = "",
     settings: SetOption = None,
     limit: LimitOption = None,
-    queries: Annotated[Path | None, typer.Option("--queries", help="Per-query scores (.parquet, .jsonl).")] = None,
-    hits: Annotated[Path | None, typer.Option("--hits", help="Ranked hits (.parquet, .jsonl, .trec).")] = None,
+    queries: Annotated[
+        Path | None, typer.Option("--queries", callback=_expand, help="Per-query scores (.parquet, .jsonl).")
+    ] = None,
+    hits: Annotated[
+        Path | None, typer.Option("--hits", callback=_expand, help="Ranked hits (.parquet, .jsonl, .trec).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run one trial on a dataset and print its metrics."""
@@ -219,7 +231,7 @@ def inspect(
     against: Annotated[str, typer.Option("--against", help="A second trial, shown beside it.")] = "",
     dataset: DatasetOption = "",
     metric: MetricOption = "",
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("inspect.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", callback=_expand, help="The page.")] = Path("inspect.html"),
     as_json: JsonOption = False,
 ) -> None:
     """One query as a page: gold and retrieved spans in their documents."""
@@ -239,7 +251,7 @@ def inspect(
             judge = metric or failure_metric(result)
             failures = result.failures(judge)
             if not failures:
-                raise InputError(f"every query has a full {judge}", where=result.label, hint="name one with --query")
+                raise InputError(f"no query fails on {judge}", where=result.label, hint="name one with --query")
             query = failures[0]
         inspection = lab.inspect(result, query, others[0] if others else None)
         page = inspection.write(output)

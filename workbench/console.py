@@ -161,7 +161,7 @@ def _figure(value: float | None) -> str:
 
 
 def _interval(summary: Mapping[str, Any]) -> str:
-    return f"{_figure(summary['low'])} to {_figure(summary['high'])}"
+    return "–" if summary["low"] is None else f"{_figure(summary['low'])} to {_figure(summary['high'])}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -294,7 +294,8 @@ def show_sweep(run: SweepRun, result: Any) -> None:
         say(f"failed: {run.plan.trials[number].label}: {error}", "red")
     if result is not None:
         say(result.verdict, "bold")
-        say("Not distinguishable from the best: " + ", ".join(result.best))
+        if result.best:
+            say("Not distinguishable from the best: " + ", ".join(result.best))
     body = run.as_json()
     stages, items = body["stages"], body["items"]
     say(

@@ -94,10 +94,15 @@ class LeaseLost(WorkbenchError):
     pass
 
 
+LISTED = 20
+"""Known words that a hint names at most: a dataset has hundreds of query ids."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint that names the closest known words, or all of them when none is close."""
+    """A hint that names the closest known words, or the known ones (the first 20) when none is close."""
     choices = sorted(set(known))
     close = difflib.get_close_matches(word, choices, n=2, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
-    return "known: " + ", ".join(choices)
+    more = f" and {len(choices) - LISTED:,} more" if len(choices) > LISTED else ""
+    return "known: " + ", ".join(choices[:LISTED]) + more

@@ -80,6 +80,12 @@ class Runtime:
 
         return identity_of(spec, self.home / "cache")
 
+    def embedder_dimensions(self, spec: Embed) -> int | None:
+        """The length of the model's vectors where it is known without loading it."""
+        from workbench.models.embedding import dimensions_of
+
+        return dimensions_of(spec)
+
     def tokenizer(self, name: str) -> Tokenizer:
         """A tokenizer by name, loaded once a process.
 

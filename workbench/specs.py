@@ -9,7 +9,6 @@ out, so that a new field with a default keeps every stored result.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import itertools
 import json
 import re
@@ -30,6 +29,7 @@ from pydantic import (
 )
 
 from workbench.errors import SpecError, did_you_mean
+from workbench.sources import source_digest
 
 TARGET = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_<][\w.<>]*$")
 
@@ -120,12 +120,18 @@ class Given(Spec):
     kind: Literal["given"] = "given"
     file: Name = "chunks.jsonl"
 
+    @model_validator(mode="after")
+    def _inside_the_folder(self) -> Self:
+        if Path(self.file).is_absolute() or ".." in Path(self.file).parts:
+            raise ValueError(f"file {self.file!r} must lie inside the dataset's folder")
+        return self
+
 
 class Python(Spec):
     """A person's own function in the place of a stage; its identity is its source and `version`.
 
-    `target` is "module:function". A callable may be given instead; then `source` holds the digest
-    of its source text and the callable itself travels beside the spec, within this process only.
+    `target` is "module:function". A callable may be given instead; then `source` is its digest
+    (`sources.source_digest`) and the callable itself travels beside the spec, within this process only.
     """
 
     kind: Literal["python"] = "python"
@@ -139,21 +145,10 @@ class Python(Spec):
         """Wrap a callable (a notebook cell's chunker).
 
         Raises:
-            SpecError: its source cannot be read, so its results could not be told apart.
+            SpecError: its source, or a value that it reads, cannot be identified.
         """
-        try:
-            source = inspect.getsource(function)
-        except (OSError, TypeError) as error:
-            raise SpecError(
-                f"the source of {function!r} cannot be read, so its results could not be identified",
-                hint="define it with `def` in a cell or module",
-            ) from error
         name = getattr(function, "__qualname__", type(function).__name__)
-        spec = cls(
-            target=f"{function.__module__}:{name}",
-            version=version,
-            source=hashlib.sha256(source.encode()).hexdigest(),
-        )
+        spec = cls(target=f"{function.__module__}:{name}", version=version, source=source_digest(function))
         spec._function = function
         return spec
 
@@ -280,9 +275,15 @@ RetrieveSpec = Annotated[Dense | Bm25 | Fts | Hybrid, Field(discriminator="kind"
 class ScoreSpec(Spec):
     """Cut-offs and the two rules of evidence metrics (docs/metrics.md)."""
 
-    k: tuple[Depth, ...] = (1, 5, 10, 20, 100)
+    k: Annotated[tuple[Depth, ...], Field(min_length=1)] = (1, 5, 10, 20, 100)
     coverage: Annotated[float, Field(gt=0, le=1)] = 1.0
     occurrences: Literal["same", "any"] = "same"
+
+    @model_validator(mode="after")
+    def _each_k_once(self) -> Self:
+        if len(set(self.k)) < len(self.k):
+            raise ValueError(f"k names a cut-off twice: {list(self.k)}")
+        return self
 
 
 class TrialSpec(Spec):
@@ -298,9 +299,10 @@ class TrialSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _wrap_callables(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and callable(data.get("chunk")):
-            return {**data, "chunk": Python.of(data["chunk"])}
-        return data
+        chunk = data.get("chunk") if isinstance(data, Mapping) else None
+        if isinstance(chunk, type) and issubclass(chunk, Spec):
+            return {**data, "chunk": chunk()}  # Recursive for Recursive()
+        return {**data, "chunk": Python.of(chunk)} if callable(chunk) else data
 
     def vary(self, path: str, value: Any) -> TrialSpec:
         """A copy with one dotted path changed: `trial.vary("retrieve.k", 50)`.
@@ -317,6 +319,11 @@ class TrialSpec(Spec):
         changed: Any
         if not key:
             changed = value
+        elif isinstance(current, Python) and key == "target":
+            changed = {"kind": "python", "target": value}  # another function: not this one's source
+        elif isinstance(current, Python) and current.function is not None and key == "version":
+            changed = parse(Python, {**dict(current), "version": value}, where=path)
+            changed._function = current.function
         elif key == "kind" and "kind" in type(current).model_fields:
             union = get_args(type(self).model_fields[stage].annotation) or (type(current),)
             fields = next((set(c.model_fields) for c in union if c.model_fields["kind"].default == value), set())

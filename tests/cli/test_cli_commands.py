@@ -127,7 +127,7 @@ def test_text_from_documents_cannot_steer_the_terminal(run_cli: Cli, place: Path
     row |= {"doc_id": "d\x1b]0;title\x07", "text": "harbor \x1b[2J\x9b31m [b]harbor[/b] :smile:"}
     Path("data/corpus.jsonl").write_text(json.dumps(row))
     Path("data/queries.jsonl").unlink()
-    out = run_cli("search", "bm25.toml", "harbor", "-d", "data").out
+    out = run_cli("search", "bm25.toml", "harbor", "-d", "data", "--set", "chunk.tokens=50").out
     assert "[b]harbor[/b] :smile:" in out
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", out)
 

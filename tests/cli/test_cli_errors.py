@@ -58,6 +58,11 @@ BEFORE_ANY_WORK: list[tuple[list[str], list[str]]] = [
     (["sweep", "sweep.toml", "-d", "silent"], ["silent", "no queries to score"]),
     (["sweep", "sweep.toml", "-d", "data", "-o", "gone/r.html"], ["gone/r.html", "folder is not there", "mkdir -p"]),
     (["sweep", "sweep.toml", "-d", "data", "-o", "r.pdf"], ["r.pdf", "'.pdf'", ".html"]),
+    (["sweep", "sweep.toml", "-d", "unjudged"], ["unjudged", "no query here has evidence"]),
+    (
+        ["sweep", "sweep.toml", "-d", "data", "--output=~/gone/r.html"],
+        ["/gone/r.html", "folder is not there", "mkdir -p /"],
+    ),
     (["demo", "-o", "/proc/r.html"], ["/proc/r.html", "nothing can be written there"]),
     (["demo", "--lexical", "-d", "gone"], ["gone", "no such dataset or folder"]),
     (["inspect", "bm25.toml", "-d", "data", "-o", "gone/i.html"], ["gone/i.html", "folder is not there"]),
@@ -87,8 +92,10 @@ def faulty(place: Path) -> Path:
     Path("typo.toml").write_text(Path("bm25.toml").read_text().replace("tokens", "tokns"))
     Path("broken.toml").write_text("chunk = [")
     Path("metric.toml").write_text(Path("sweep.toml").read_text().replace("recall@5", "recal@5"))
-    Path("silent").mkdir()
-    Path("silent/corpus.jsonl").write_bytes(Path("data/corpus.jsonl").read_bytes())
+    for name in ("silent", "unjudged"):
+        Path(name).mkdir()
+        Path(name, "corpus.jsonl").write_bytes(Path("data/corpus.jsonl").read_bytes())
+    Path("unjudged/queries.jsonl").write_text('{"query_id": "q", "text": "where is the moon"}')
     return place
 
 
@@ -120,7 +127,7 @@ def test_what_only_the_store_or_the_models_know(run_cli: Cli, arguments: list[st
     mistaken(run_cli(*arguments), said)
 
 
-@pytest.mark.parametrize("arguments", [BEFORE_ANY_WORK[i][0] for i in (0, 3, 5, 13, 17, 22, 49)], ids=" ".join)
+@pytest.mark.parametrize("arguments", [BEFORE_ANY_WORK[i][0] for i in (0, 3, 5, 13, 17, 22, -3)], ids=" ".join)
 def test_with_json_an_error_is_one_object_on_stdout(run_cli: Cli, faulty: Path, arguments: list[str]) -> None:
     outcome = run_cli(*arguments, "--json")
     assert outcome.code == 2

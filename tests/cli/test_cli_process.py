@@ -85,11 +85,12 @@ def test_ctrl_c_keeps_the_work(place: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         # A shell without job control ignores the signal for its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,  # noqa: PLW1509
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
     ) as process:
         deadline = time.monotonic() + 60
         home, schema = os.environ["WORKBENCH_HOME"], os.environ["WORKBENCH_SCHEMA"]
-        while time.monotonic() < deadline and not embedding_has_begun(home, schema):
+        while not embedding_has_begun(home, schema):
+            assert time.monotonic() < deadline, "no embedding begins"
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
@@ -107,9 +108,10 @@ def embedding_has_begun(home: str, schema: str) -> bool:
     from workbench.store.database import Database
 
     with Database.open(Settings(home=Path(home), db_schema=schema)) as database, database.transaction() as connection:
-        return bool(
-            connection.execute("SELECT FROM claim WHERE memo = 'memo_embedding' AND closed_at IS NULL").fetchone()
-        )
+        row = connection.execute(
+            "SELECT count(*) FROM claim WHERE memo = 'memo_embedding' AND closed_at IS NULL"
+        ).fetchone()
+    return row is not None and row[0] > 0
 
 
 def test_doctor_with_the_real_model(place: Path) -> None:

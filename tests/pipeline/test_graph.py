@@ -11,12 +11,13 @@ import pytest
 
 from workbench.datasets import Dataset
 from workbench.errors import DatasetError, SpecError
+from workbench.lab import Lab
 from workbench.pipeline import graph
 from workbench.pipeline.graph import Node, TrialGraph
 from workbench.records import Evidence, Query
 from workbench.runtime import Runtime
 from workbench.settings import Settings
-from workbench.specs import Bm25, Dense, Fts, Given, Hnsw, Hybrid, TrialSpec
+from workbench.specs import Bm25, Dense, Embed, Fixed, Fts, Given, Hnsw, Hybrid, TrialSpec
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +197,11 @@ def test_an_own_chunker_counts_by_its_source(runtime: Runtime, tiny: Dataset, wo
     again = graph.build(words_trial.vary("chunk", mine), tiny, runtime).chunk
     assert one.fingerprint == again.fingerprint
     assert graph.build(words_trial.vary("chunk", other), tiny, runtime).chunk.fingerprint != one.fingerprint
+
+
+def test_dimensions_that_hnsw_cannot_hold_are_refused_at_plan_time(lab: Lab, tiny: Dataset) -> None:
+    trial = TrialSpec(chunk=Fixed(tokenizer="words"), embed=Embed(model="fake:hash-2001"), index=Hnsw())
+    with pytest.raises(SpecError, match="halfvec"):
+        graph.build(trial, tiny, lab.runtime)
+    assert graph.build(trial.vary("index.storage", "halfvec"), tiny, lab.runtime).score.fingerprint
+    assert graph.build(trial.vary("index.kind", "exact"), tiny, lab.runtime).score.fingerprint

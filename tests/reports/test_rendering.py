@@ -16,10 +16,9 @@ import pytest
 from pydantic import SecretStr
 from report_kernels import kernels, no_kernel_left
 
-from workbench.errors import InputError
+from workbench.errors import InputError, ReportError
 from workbench.lab import Lab
 from workbench.reports import kernel, notebooks, sections
-from workbench.errors import ReportError
 from workbench.reports.notebooks import render_sweep, rendered_from
 from workbench.settings import Settings
 from workbench.sweeps.results import SweepResult

@@ -226,7 +226,7 @@ def test_an_index_that_stops_early_is_an_error(ledger: Ledger, monkeypatch: pyte
 
 
 def test_a_limit_of_the_server_is_an_error_too(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, matrix = Hnsw(), random_matrix(13, 300)
+    spec, matrix = Hnsw(), random_matrix(13, 1500)
     stage = index_of(ledger, matrix, spec)
     guard = vectors._guard
 
@@ -236,8 +236,8 @@ def test_a_limit_of_the_server_is_an_error_too(ledger: Ledger, monkeypatch: pyte
         connection.execute("SET LOCAL hnsw.max_scan_tuples = 20")
 
     monkeypatch.setattr(vectors, "_guard", limited)
-    with pytest.raises(ShortResultError, match="got fewer than 100 hits"):
-        ask(ledger, stage, spec, matrix[:1], 100)
+    with pytest.raises(ShortResultError, match="got fewer than 1000 hits"):
+        ask(ledger, stage, spec, matrix[:1], 1000)
 
 
 def test_rows_that_the_index_does_not_hold_are_missed_aloud(ledger: Ledger) -> None:

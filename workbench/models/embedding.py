@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import ModelError, SpecError
 from workbench.models.protocols import Embedder, Embeddings, Role
-from workbench.models.weights import INSTALL, Weights, hub_error, locate
+from workbench.models.weights import INSTALL, Weights, dimensions, hub_error, locate
 from workbench.specs import Embed
 
 if TYPE_CHECKING:
@@ -49,6 +49,15 @@ def identity_of(spec: Embed, cache: Path | None = None) -> Mapping[str, Any]:
 
         return fake_embedder(spec).identity
     return locate(spec.model, spec.revision, cache).identity
+
+
+def dimensions_of(spec: Embed) -> int | None:
+    """The length of a model's vectors without loading it; None where only loading it tells."""
+    if spec.model.startswith("fake:"):
+        from workbench.models.fakes import fake_embedder
+
+        return fake_embedder(spec).dimensions
+    return dimensions(spec.model)
 
 
 def load_embedder(spec: Embed, cache: Path | None = None) -> Embedder:

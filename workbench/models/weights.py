@@ -71,6 +71,22 @@ def locate(model: str, revision: str | None = None, cache: Path | None = None) -
     return Weights(str(folder), None, identity)
 
 
+def dimensions(model: str) -> int | None:
+    """The length of a local model's vectors from its configuration; None where only loading it tells.
+
+    Modules beside the transformer and several pooling modes change the length; a hub model is not here yet.
+    """
+    folder = _folder(model)
+    if folder is None:
+        return None
+    modules = {module["type"].rpartition(".")[2] for module in _modules(folder)}
+    if not modules <= {"Transformer", "Pooling", "Normalize"} or "+" in (_pooling(folder) or ""):
+        return None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((folder / "config.json").read_bytes())["hidden_size"])
+    return None
+
+
 def _folder(model: str) -> Path | None:
     """The folder of a local model; None for a well-formed hub name."""
     if package := PACKAGED.get(model):

@@ -32,6 +32,7 @@ from workbench.specs import (
 )
 from workbench.stages import chunking
 from workbench.stages.retrieval import ANALYZER_VERSION
+from workbench.store.vectors import check_dimensions
 
 Kind = Literal["chunk", "embed", "index", "retrieve", "score"]
 
@@ -129,6 +130,7 @@ def _chunk(trial: TrialSpec, dataset: Dataset, runtime: Runtime) -> Node:
     inputs: dict[str, Node | str] = {"corpus": dataset.corpus_fingerprint}
     if isinstance(spec, Python):
         identity["source"] = chunking.source_digest(spec)
+        identity.pop("target", None)  # a function moved from a cell to a module is the same function
     elif isinstance(spec, Given):
         if dataset.folder is None:
             raise SpecError("chunks of kind 'given' need a dataset that is a folder", where="chunk.kind")
@@ -156,6 +158,8 @@ def _embed(trial: TrialSpec, texts: Node | str, role: Literal["query", "passage"
 
 
 def _index(trial: TrialSpec, spec: Exact | Hnsw, chunk: Node, runtime: Runtime) -> Node:
+    if spec.kind == "hnsw" and (dimensions := runtime.embedder_dimensions(trial.embed)):
+        check_dimensions(spec, dimensions)
     vectors = _embed(trial, chunk, "passage", runtime)
     return Node("index", spec.kind, spec, CODE["index"], spec.identity(), {"vectors": vectors})
 

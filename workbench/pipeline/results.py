@@ -168,11 +168,10 @@ def describe(trial: TrialSpec) -> str:
 def record_trial(graph: TrialGraph, job: Job) -> int:
     """Keep that a trial's leaf is done on this dataset; returns its trial_id."""
     stages = [{"kind": n.kind, "label": n.label, "fingerprint": n.fingerprint} for n in graph.score.walk()]
-    # A leaf is shared by datasets that differ in name only; the first keeps the row.
     with job.runtime.database.transaction() as connection:
         row = connection.execute(
             "INSERT INTO trial (fingerprint, dataset_id, spec, stages) VALUES (%s, %s, %s, %s)"
-            " ON CONFLICT (fingerprint) DO UPDATE SET spec = excluded.spec RETURNING trial_id",
+            " ON CONFLICT (fingerprint, dataset_id) DO UPDATE SET spec = excluded.spec RETURNING trial_id",
             [
                 bytes.fromhex(graph.fingerprint),
                 job.dataset_id,

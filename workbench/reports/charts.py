@@ -42,7 +42,7 @@ def intervals(result: SweepResult, metric: str | None = None, *, width: int = WI
     import altair as alt
 
     name = metric or result.spec.metric
-    best, base = set(result.best) if name == result.spec.metric else set(), result.labels[result.baseline]
+    best, base = set(result.best) if name == result.spec.metric else set(), _baseline(result)
     rows = [
         {
             "trial": t.label,
@@ -93,6 +93,10 @@ def intervals(result: SweepResult, metric: str | None = None, *, width: int = WI
     )
 
 
+def _baseline(result: SweepResult) -> str | None:
+    return None if result.baseline is None else result.labels[result.baseline]
+
+
 def _domain(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """From the lowest to the highest value with a little air, in steps of 0.05, within 0 and 1."""
     values = [r[key] for r in rows for key in ("mean", "low", "high") if r.get(key) is not None] or [0.0, 1.0]
@@ -121,8 +125,8 @@ def recall_curves(result: SweepResult, family: str | None = None, *, width: int 
         return None
     ranked = ranking(result)
     named = [t.label for t in ranked[: NAMED - 1]]
-    base = result.labels[result.baseline]
-    named += [base] if base not in named else [t.label for t in ranked[NAMED - 1 : NAMED]]
+    base = _baseline(result)
+    named += [base] if base is not None and base not in named else [t.label for t in ranked[NAMED - 1 : NAMED]]
     grey = [label for label in result.labels if label not in named]
     rest = f"{len(grey)} other{'s' if len(grey) > 1 else ''}"
     rows = [

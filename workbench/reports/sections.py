@@ -141,6 +141,8 @@ def curves(result: SweepResult) -> Fragment:
 
 def difference(result: SweepResult) -> Fragment:
     """The best trial against the baseline, or the baseline against the runner-up, query by query."""
+    if result.baseline is None:
+        return _words("The declared baseline has no result.")
     ranked, base = charts.ranking(result), result.trials[result.baseline]
     other = next((t for t in ranked if t is not base), None)
     if other is None:
@@ -186,8 +188,8 @@ def hardest_inspected(result: SweepResult) -> Fragment:
     frame = tables.hardest(result, 1)
     if frame.is_empty():
         return _words("There is nothing to open.")
-    ranked, base = charts.ranking(result), result.trials[result.baseline]
-    best = ranked[0]
+    best = charts.ranking(result)[0]
+    base = best if result.baseline is None else result.trials[result.baseline]
     return inspect(base, frame["query_id"][0], best if best is not base else None).fragment()
 
 

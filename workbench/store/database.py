@@ -30,8 +30,10 @@ _LOCK = 7_305_241_911_274  # names this application among the advisory locks of 
 class Database:
     """A pool of connections that see one schema. Open with `Database.open(settings)`."""
 
-    def __init__(self, pool: ConnectionPool[Connection[Any]], schema: str, server: Server | None, name: str) -> None:
-        self._pool, self.schema, self._server, self.name = pool, schema, server, name
+    def __init__(
+        self, pool: ConnectionPool[Connection[Any]], schema: str, path: str, server: Server | None, name: str
+    ) -> None:
+        self._pool, self.schema, self._path, self._server, self.name = pool, schema, path, server, name
 
     @classmethod
     def open(cls, settings: Settings) -> Database:
@@ -49,14 +51,14 @@ class Database:
             url = server.url
         name = _public_name(url) if server is None else f"embedded PostgreSQL in {settings.home}"
         try:
-            _prepare(url, settings.db_schema, name)
+            path = _prepare(url, settings.db_schema, name)
             pool: ConnectionPool[Connection[Any]] = ConnectionPool(
                 url,
                 min_size=1,
                 max_size=settings.pool_size,
                 timeout=30,
                 check=ConnectionPool.check_connection,
-                configure=_configure(settings.db_schema),
+                configure=_configure(path),
                 open=True,
                 name="workbench",
             )
@@ -64,7 +66,7 @@ class Database:
             if server is not None:
                 server.close()
             raise
-        return cls(pool, settings.db_schema, server, name)
+        return cls(pool, settings.db_schema, path, server, name)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Connection[Any]]:
@@ -77,7 +79,7 @@ class Database:
         """
         try:
             with self._pool.connection() as connection:
-                _set_path(connection, self.schema)
+                _set_path(connection, self._path)
                 yield connection
         except PoolTimeout as error:
             if self._server is not None:
@@ -86,8 +88,9 @@ class Database:
         except OperationalError as error:
             if self._server is not None:
                 self._server.ensure()
+            lost = error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))
             raise DatabaseError(
-                f"the connection was lost: {_first_line(error)}",
+                f"{'the connection was lost' if lost else 'the server refused'}: {_first_line(error)}",
                 where=self.name,
                 hint="finished items are kept; run the same command again",
             ) from error
@@ -125,25 +128,27 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _set_path(connection: Connection[Any], schema: str) -> None:
-    # pg_catalog is searched first in any case; public is where the extension usually stands.
-    connection.execute("SELECT set_config('search_path', %s, true)", [f"{schema}, public"])
+def _set_path(connection: Connection[Any], path: str) -> None:
+    connection.execute("SELECT set_config('search_path', %s, true)", [path])
 
 
-def _configure(schema: str) -> Any:
+def _configure(path: str) -> Any:
     def configure(connection: Connection[Any]) -> None:
         from pgvector.psycopg import register_vector
 
         connection.prepare_threshold = None  # a pooler may hand the next statement to another backend
         with connection.transaction():
-            _set_path(connection, schema)
+            _set_path(connection, path)
             register_vector(connection)
 
     return configure
 
 
-def _prepare(url: str, schema: str, name: str) -> None:
-    """Check the extension and bring the schema up to date, in one transaction under a lock."""
+def _prepare(url: str, schema: str, name: str) -> str:
+    """Check the extension and bring the schema up to date, in one transaction under a lock.
+
+    Returns the search path: our schema, the extension's (hosted servers put it in one of its own), public.
+    """
     try:
         connection = Connection.connect(url, connect_timeout=10, **_application(url))
     except OperationalError as error:
@@ -155,8 +160,8 @@ def _prepare(url: str, schema: str, name: str) -> None:
     try:
         with connection, connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
-            _require_pgvector(connection, name)
-            _migrate(connection, schema, name)
+            path = f"{schema}, {_require_pgvector(connection, name)}, public"
+            _migrate(connection, schema, path, name)
     except pg.InsufficientPrivilege as error:
         raise DatabaseError(
             f"schema {schema!r} cannot be made or used: {_first_line(error)}",
@@ -165,6 +170,7 @@ def _prepare(url: str, schema: str, name: str) -> None:
         ) from error
     except pg.Error as error:
         raise DatabaseError(f"schema {schema!r} cannot be prepared: {_first_line(error)}", where=name) from error
+    return path
 
 
 def _application(url: str) -> dict[str, Any]:
@@ -172,8 +178,15 @@ def _application(url: str) -> dict[str, Any]:
     return {} if "application_name" in given else {"application_name": "workbench"}
 
 
-def _require_pgvector(connection: Connection[Any], name: str) -> None:
-    row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
+_FIND_PGVECTOR = (
+    "SELECT extversion, quote_ident(nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
+    " WHERE extname = 'vector'"
+)
+
+
+def _require_pgvector(connection: Connection[Any], name: str) -> str:
+    """Create pgvector where it is missing; returns the schema it stands in, quoted."""
+    row = connection.execute(_FIND_PGVECTOR).fetchone()
     if row is None:
         try:
             with connection.transaction():
@@ -184,7 +197,7 @@ def _require_pgvector(connection: Connection[Any], name: str) -> None:
                 where=name,
                 hint="install pgvector on the server, then CREATE EXTENSION vector as a superuser",
             ) from None
-        row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
+        row = connection.execute(_FIND_PGVECTOR).fetchone()
     assert row is not None
     version = tuple(int(part) for part in re.findall(r"\d+", row[0]))
     if version < OLDEST_PGVECTOR:
@@ -194,6 +207,7 @@ def _require_pgvector(connection: Connection[Any], name: str) -> None:
             where=name,
             hint="upgrade it, then ALTER EXTENSION vector UPDATE",
         )
+    return str(row[1])
 
 
 def migrations() -> list[tuple[int, str, str]]:
@@ -203,13 +217,13 @@ def migrations() -> list[tuple[int, str, str]]:
     return sorted((int(match[1]), entry.name, entry.read_text(encoding="utf-8")) for match, entry in found)
 
 
-def _migrate(connection: Connection[Any], schema: str, name: str) -> None:
+def _migrate(connection: Connection[Any], schema: str, path: str, name: str) -> None:
     identifier = sql.Identifier(schema)
     # Looked up first: in a shared database CREATE SCHEMA may be the administrator's, done beforehand.
     exists = connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", [schema]).fetchone()
     if exists is None:
         connection.execute(sql.SQL("CREATE SCHEMA {}").format(identifier))
-    _set_path(connection, schema)
+    _set_path(connection, path)
     connection.execute(
         sql.SQL(
             "CREATE TABLE IF NOT EXISTS {}.migration"

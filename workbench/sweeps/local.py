@@ -101,13 +101,15 @@ def run(
 def _save(plan: Plan, job: Job) -> int:
     with job.runtime.database.transaction() as connection:
         row = connection.execute(
-            "INSERT INTO sweep (fingerprint, name, dataset_id, spec, state) VALUES (%s, %s, %s, %s, 'running')"
+            "INSERT INTO sweep (fingerprint, name, dataset_id, spec, baseline, state)"
+            " VALUES (%s, %s, %s, %s, %s, 'running')"
             " ON CONFLICT (fingerprint) DO UPDATE SET state = 'running', name = excluded.name RETURNING sweep_id",
             [
                 bytes.fromhex(plan.fingerprint),
                 plan.name,
                 job.dataset_id,
                 Json(plan.sweep.model_dump(mode="json")),
+                plan.baseline,
             ],
         ).fetchone()
         assert row is not None

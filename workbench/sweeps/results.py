@@ -31,7 +31,8 @@ class SweepResult:
     trials: tuple[TrialResult, ...]
     points: tuple[Mapping[str, Any], ...]
     failed: Mapping[str, str]
-    baseline: int
+    baseline: int | None
+    """Position of the declared baseline among `trials`; None where it has no result."""
 
     @property
     def dataset(self) -> Dataset:
@@ -43,7 +44,9 @@ class SweepResult:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Every trial against the baseline on the declared metric, p adjusted for the family."""
+        """Every trial against the baseline on the declared metric, p adjusted for the family; none without it."""
+        if self.baseline is None:
+            return []
         ids, matrix, _ = evaluation.score_matrix([t.scores for t in self.trials], self.spec.metric)
         of = clusters(self.dataset.queries)
         return statistics.against_baseline(matrix, self.baseline, [of[q] for q in ids])
@@ -60,6 +63,8 @@ class SweepResult:
     @property
     def verdict(self) -> str:
         """One sentence that can say "not distinguishable"."""
+        if self.baseline is None:
+            return "The declared baseline has no result, so there is nothing to compare with."
         return statistics.verdict(
             self.labels,
             self.spec.metric,
@@ -98,27 +103,27 @@ def load_sweep(database: Database, sweep_id: int) -> SweepResult:
         InputError: no such sweep, or none of its trials has a result.
     """
     with database.transaction() as connection:
-        row = connection.execute("SELECT name, state, spec FROM sweep WHERE sweep_id = %s", [sweep_id]).fetchone()
+        row = connection.execute(
+            "SELECT name, state, spec, baseline FROM sweep WHERE sweep_id = %s", [sweep_id]
+        ).fetchone()
         if row is None:
             raise InputError(f"no sweep {sweep_id} in this database", hint="`workbench sweep` prints a sweep's id")
         rows = connection.execute(
-            "SELECT label, point, trial_id, error FROM sweep_trial WHERE sweep_id = %s ORDER BY trial_no", [sweep_id]
+            "SELECT trial_no, label, point, trial_id, error FROM sweep_trial WHERE sweep_id = %s ORDER BY trial_no",
+            [sweep_id],
         ).fetchall()
     spec = parse(SweepSpec, row[2])
-    done = [(label, point, trial_id) for label, point, trial_id, _ in rows if trial_id is not None]
+    done = [entry[:4] for entry in rows if entry[3] is not None]
     if not done:
         raise InputError(f"no trial of sweep {sweep_id} has a result yet", hint="run `workbench sweep` again")
-    trials = tuple(load_trial(database, trial_id, label) for label, _, trial_id in done)
-    points = tuple(point for _, point, _ in done)
+    trials = tuple(load_trial(database, trial_id, label) for _, label, _, trial_id in done)
+    points = tuple(point for _, _, point, _ in done)
     if unscored := [trial.label for trial in trials if spec.metric not in trial.metrics]:
         raise InputError(
             f"the declared metric {spec.metric!r} was not scored in {', '.join(unscored)}",
             where=f"sweep {sweep_id}",
             hint=did_you_mean(spec.metric, trials[0].metrics),
         )
-    fits = [
-        i for i, point in enumerate(points) if all(_same(point[path], value) for path, value in spec.baseline.items())
-    ]
     return SweepResult(
         sweep_id,
         row[0],
@@ -126,10 +131,6 @@ def load_sweep(database: Database, sweep_id: int) -> SweepResult:
         spec,
         trials,
         points,
-        {label: error or "not run yet" for label, _, trial_id, error in rows if trial_id is None},
-        fits[0] if fits else 0,
+        {label: error or "not run yet" for _, label, _, trial_id, error in rows if trial_id is None},
+        next((i for i, (number, *_) in enumerate(done) if number == row[3]), None),
     )
-
-
-def _same(a: Any, b: Any) -> bool:
-    return (list(a) if isinstance(a, tuple | list) else a) == (list(b) if isinstance(b, tuple | list) else b)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from workbench import sources
 from workbench.errors import SpecError, StageError, did_you_mean
 from workbench.records import Document
 from workbench.specs import Python
@@ -54,22 +53,14 @@ def resolve(spec: Python) -> Function:
 
 
 def source_digest(spec: Python) -> str:
-    """SHA-256 of the function's source text as 64 hexadecimal digits: what its results depend on, with `version`.
+    """The digest of all that the function's results depend on (`workbench.sources`), but for `version`.
 
     Raises:
         SpecError: the target cannot be imported, or its source cannot be read.
     """
     if spec.source is not None:
         return spec.source
-    function = resolve(spec)
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError) as error:
-        raise SpecError(
-            f"the source of {spec.target!r} cannot be read, so its results could not be identified",
-            hint="define it with def in a module or a notebook cell",
-        ) from error
-    return hashlib.sha256(source.encode()).hexdigest()
+    return sources.source_digest(resolve(spec))
 
 
 def by_function(target: str, function: Function, document: Document) -> Spans:

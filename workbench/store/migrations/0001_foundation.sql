@@ -175,11 +175,12 @@ CREATE TABLE score (
 -- json, not jsonb: axes and stages keep the order in which a person declared them.
 CREATE TABLE trial (
     trial_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    fingerprint bytea NOT NULL UNIQUE,
+    fingerprint bytea NOT NULL,
     dataset_id bigint NOT NULL REFERENCES dataset,
     spec json NOT NULL,
     stages json NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (fingerprint, dataset_id)
 );
 CREATE TABLE sweep (
     sweep_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -187,6 +188,7 @@ CREATE TABLE sweep (
     name text NOT NULL,
     dataset_id bigint NOT NULL REFERENCES dataset,
     spec json NOT NULL,
+    baseline integer NOT NULL,
     state text NOT NULL CHECK (state IN ('planned', 'running', 'done', 'failed', 'interrupted')),
     created_at timestamptz NOT NULL DEFAULT now(),
     finished_at timestamptz
