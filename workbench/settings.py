@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from workbench.errors import SpecError
+
+
+def _named(home: Path) -> Path:
+    if str(home) in ("", "."):
+        raise ValueError("this names no folder of its own; give one, such as .workbench")
+    return home
 
 
 class Settings(BaseSettings):
@@ -21,7 +27,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="WORKBENCH_", frozen=True, extra="ignore", populate_by_name=True)
 
-    home: Path = Path(".workbench")
+    home: Annotated[Path, Field(validation_alias="WORKBENCH_HOME"), AfterValidator(_named)] = Path(".workbench")
     database_url: SecretStr | None = None
     db_schema: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,39}$", validation_alias="WORKBENCH_SCHEMA")] = (
         "workbench"

@@ -279,12 +279,6 @@ class ScoreSpec(Spec):
     coverage: Annotated[float, Field(gt=0, le=1)] = 1.0
     occurrences: Literal["same", "any"] = "same"
 
-    @model_validator(mode="after")
-    def _each_k_once(self) -> Self:
-        if len(set(self.k)) < len(self.k):
-            raise ValueError(f"k names a cut-off twice: {list(self.k)}")
-        return self
-
 
 class TrialSpec(Spec):
     """One choice for every stage. Tables that a trial does not use do not enter its results' identity."""

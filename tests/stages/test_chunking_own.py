@@ -147,7 +147,7 @@ def test_a_target_that_cannot_be_imported() -> None:
         build(Python(target="textwrap:wrapp"))
     with pytest.raises(SpecError, match="is a str, not a function"):
         build(Python(target="string:digits"))
-    with pytest.raises(SpecError, match="source of .*floor.* cannot be read"):
+    with pytest.raises(SpecError, match=r"source of .*floor.* cannot be read"):
         source_digest(Python(target="math:floor"))
 
 

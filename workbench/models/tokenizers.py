@@ -141,13 +141,16 @@ def _from_hub(name: str) -> Path:
     if not _HUB_NAME.fullmatch(name):
         raise ModelError(f"unknown tokenizer {name!r}", hint=known)
     try:
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
     except ImportError as error:
         raise ModelError(f"tokenizer {name!r} needs package tokenizers", hint=_INSTALL) from error
     try:
-        # The cache first: asking the hub again costs half a minute of retries where the network is away.
         cached = try_to_load_from_cache(name, "tokenizer.json")
-        return Path(cached if isinstance(cached, str) else hf_hub_download(name, "tokenizer.json"))
+        if isinstance(cached, str):
+            return Path(cached)
+        # Asked first, because it fails at once where there is no network; a download tries six times.
+        HfApi().model_info(name, timeout=10)
+        return Path(hf_hub_download(name, "tokenizer.json"))
     except Exception as error:  # network, name, access and cache faults have no common base below Exception
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(f"tokenizer {name!r} did not come from the Hugging Face hub: {reason}", hint=known) from error
