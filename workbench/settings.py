@@ -45,7 +45,7 @@ class Settings(BaseSettings):
         try:
             return cls(**given)  # type: ignore[arg-type]
         except ValidationError as error:
-            faults = [f"{_variable(e['loc'])}: {e['msg']}" for e in error.errors()]
+            faults = [f"{_variable(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
             raise SpecError("; ".join(faults), where="settings", hint="change or unset it") from None
 
 

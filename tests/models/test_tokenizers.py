@@ -149,7 +149,7 @@ def test_a_misspelt_name_gets_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: object, **__: object) -> str:
         raise OSError("we are offline\nmany more lines")
 
-    monkeypatch.setattr(hub, "hf_hub_download", away)
+    monkeypatch.setattr(hub.HfApi, "model_info", away)
     with pytest.raises(ModelError, match=r"wordpeice.*we are offline.*did you mean 'wordpiece'") as caught:
         load_tokenizer("wordpeice")
     assert "\n" not in str(caught.value)
@@ -167,6 +167,7 @@ def test_a_hub_name_is_downloaded_once_and_known_by_its_digest(monkeypatch: pyte
         return str(Path(MODEL_DIR) / "tokenizer.json")
 
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: None)
     monkeypatch.setattr(hub, "hf_hub_download", download)
     loaded = load_tokenizer("someone/some-model")
     assert asked == [("someone/some-model", "tokenizer.json")]
