@@ -26,6 +26,13 @@ _NO_WAIT = "SET LOCAL synchronous_commit = off"
 """For claims, not for values: a claim that a crash of the server takes back only means that its writes are refused."""
 
 Key = bytes
+"""A SHA-256 digest: always `KEY_BYTES` long."""
+KEY_BYTES = 32
+_ASKED = sql.SQL(
+    "(SELECT substr(%(keys)b, {bytes} * i + 1, {bytes}) AS key, i AS no"
+    " FROM generate_series(0, length(%(keys)b) / {bytes} - 1) i) k"
+).format(bytes=sql.Literal(KEY_BYTES))
+"""Many keys as one string of bytes, cut up by the server: an array would be built element by element here."""
 Row = tuple[Any, ...]
 
 
@@ -129,22 +136,20 @@ class MemoStore:
         if not keys:
             return []
         query = sql.SQL(
-            "SELECT k.key FROM unnest(%b::bytea[]) WITH ORDINALITY k(key, no)"
-            " WHERE NOT EXISTS (SELECT FROM {table} m WHERE m.key = k.key) ORDER BY k.no"
-        ).format(table=sql.Identifier(memo.table))
+            "SELECT k.no FROM {asked} WHERE NOT EXISTS (SELECT FROM {table} m WHERE m.key = k.key) ORDER BY k.no"
+        ).format(asked=_ASKED, table=sql.Identifier(memo.table))
         with self.database.transaction() as connection:
-            return [bytes(row[0]) for row in connection.execute(query, [list(keys)], binary=True)]
+            return [keys[row[0]] for row in connection.execute(query, {"keys": b"".join(keys)}, binary=True)]
 
     def read(self, memo: Memo, keys: Sequence[Key]) -> Iterator[Row]:
         """The values of keys, in their order; every key must have one."""
-        query = sql.SQL(
-            "SELECT {columns} FROM unnest(%b::bytea[]) WITH ORDINALITY k(key, no) JOIN {table} m USING (key)"
-            " ORDER BY k.no"
-        ).format(
-            columns=sql.SQL(", ").join(sql.Identifier("m", c) for c in memo.columns), table=sql.Identifier(memo.table)
+        query = sql.SQL("SELECT {columns} FROM {asked} JOIN {table} m USING (key) ORDER BY k.no").format(
+            columns=sql.SQL(", ").join(sql.Identifier("m", c) for c in memo.columns),
+            asked=_ASKED,
+            table=sql.Identifier(memo.table),
         )
         with self.database.transaction() as connection:
-            yield from connection.execute(query, [list(keys)], binary=True).fetchall()
+            yield from connection.execute(query, {"keys": b"".join(keys)}, binary=True).fetchall()
 
     def _claim(self, memo: Memo, keys: Sequence[Key], stage_id: int | None) -> Claim | None:
         """Take those of the keys that have neither a value nor a living claim."""
@@ -169,7 +174,7 @@ class MemoStore:
             # A separate statement: its snapshot sees values committed while the update waited for their writers.
             claim = connection.execute(
                 sql.SQL(
-                    "WITH free AS (SELECT k.key, k.no FROM unnest(%(keys)b::bytea[]) WITH ORDINALITY k(key, no)"
+                    "WITH free AS (SELECT k.key, k.no FROM {asked}"
                     "   WHERE NOT EXISTS (SELECT FROM {table} m WHERE m.key = k.key)"
                     "   AND k.key NOT IN (SELECT unnest(c.keys) FROM claim c"
                     "                     WHERE c.memo = %(memo)s AND c.closed_at IS NULL))"
@@ -179,9 +184,9 @@ class MemoStore:
                     "      WHERE c.memo = %(memo)s AND c.outcome IN ('released', 'lost')))"
                     " FROM free HAVING count(*) > 0"
                     " RETURNING claim_id, repeated, CASE WHEN items < %(asked)s THEN keys END"
-                ).format(table=sql.Identifier(memo.table)),
+                ).format(asked=_ASKED, table=sql.Identifier(memo.table)),
                 {
-                    "keys": list(keys),
+                    "keys": b"".join(keys),
                     "memo": memo.table,
                     "worker": self.worker.worker_id,
                     "stage": stage_id,

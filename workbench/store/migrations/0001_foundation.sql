@@ -38,6 +38,7 @@ CREATE TABLE claim (
     closed_at timestamptz,
     outcome text CHECK (outcome IN ('done', 'released', 'lost'))
 );
+ALTER TABLE claim ALTER COLUMN keys SET STORAGE EXTERNAL; -- digests do not compress
 CREATE INDEX claim_open ON claim (memo) WHERE closed_at IS NULL;
 CREATE INDEX claim_unfinished ON claim (memo) WHERE outcome IN ('released', 'lost');
 CREATE INDEX claim_stage ON claim (stage_id);
