@@ -36,5 +36,5 @@ def test_published_figures(
     pytest.importorskip("torch")
     lines = list(getattr(reference, table)(open_lab(), shared_data))
     assert len(lines) == figures
-    allowed = reference.TOLERANCE[table] + 1e-9
+    allowed = reference.TOLERANCE[table] + 1e-6  # published figures are rounded to six decimals
     assert [line for line in lines if abs(line.difference) > allowed] == []

@@ -212,7 +212,8 @@ class Outline:
         """
         run: tuple[int, int] | None = None  # first line and level of headings without text so far
         introduced = False
-        for block, following in zip(found, [*(b.first for b in found[1:]), len(self._lines)], strict=True):
+        for number, block in enumerate(found):
+            following = found[number + 1].first if number + 1 < len(found) else len(self._lines)
             if block.kind == "heading":
                 first, level = run or (block.first, block.level)
                 run = first, min(level, block.level)
