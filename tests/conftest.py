@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from workbench.datasets import Dataset
@@ -16,6 +17,11 @@ from workbench.settings import Settings
 from workbench.specs import Bm25, Dense, Embed, Recursive, ScoreSpec, TrialSpec
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A busy machine is no failure; and a check that must pass again looks at the same examples each time.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 _numbers = itertools.count()

@@ -420,3 +420,8 @@ def test_golden(kind: str) -> None:
     spans = [chunks(kind, MIXED, size, size // 4, name) for size in (7, 25) for name in ("words", "characters")]
     found = hashlib.sha256(json.dumps(spans).encode()).hexdigest()[:16]
     assert found == GOLDEN[kind, CODE_VERSIONS[kind]]
+
+
+@pytest.mark.parametrize("text", ["", "\r\r", " \r", "\n\r\n", "\u2028"])
+def test_markdown_without_any_block(text: str) -> None:
+    assert build(Markdown(tokens=1, tokenizer="characters"))(Document("d", text)) == []
