@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import workbench
 from workbench.settings import Settings
-from workbench.specs import Embed
+from workbench.specs import Embed, canonical_json
 from workbench.store.database import Database
 from workbench.store.ledger import Ledger
 from workbench.store.memo import MemoStore
@@ -53,7 +53,7 @@ class Runtime:
             raise
         self.memo = MemoStore(self.database, self.worker)
         self.ledger = Ledger(self.database, self.worker)
-        self._embedders: dict[Embed, Embedder] = {}
+        self._embedders: dict[tuple[Embed, str], Embedder] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
 
     @property
@@ -67,12 +67,14 @@ class Runtime:
         Raises:
             ModelError: the model or the package that runs it is not there.
         """
-        if spec not in self._embedders:
+        # By its weights too: a folder may hold another model than when it was loaded.
+        key = (spec, canonical_json(dict(self.embedder_identity(spec))))
+        if key not in self._embedders:
             from workbench.models.embedding import load_embedder
 
             _log.info("loading model %s", spec.model)
-            self._embedders[spec] = load_embedder(spec, self.home / "cache")
-        return self._embedders[spec]
+            self._embedders[key] = load_embedder(spec, self.home / "cache")
+        return self._embedders[key]
 
     def embedder_identity(self, spec: Embed) -> Mapping[str, Any]:
         """What determines the model's output beside the spec, without loading it."""

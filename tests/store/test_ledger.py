@@ -167,6 +167,8 @@ def test_giving_up_records_why_and_frees_the_stage(
 def test_the_same_process_may_begin_again_what_it_left(new_ledger: Callable[[], Ledger], stage: str) -> None:
     ledger = new_ledger()
     first = held(ledger, stage)
+    assert isinstance(begin(ledger, stage), Busy), "another thread of this process works on it"
+    ledger.release(first)
     second = held(ledger, stage)
     assert second.epoch == first.epoch + 1
     with pytest.raises(LeaseLost):

@@ -95,6 +95,13 @@ class Dataset:
             [q.query_id, [dataclasses.asdict(e) for e in q.evidence], q.answer, dict(q.metadata)] for q in self.queries
         )
 
+    def asking(self, queries: tuple[Query, ...]) -> Dataset:
+        """The same corpus under other queries; its fingerprint is not computed again."""
+        other = dataclasses.replace(self, queries=queries)
+        if "corpus_fingerprint" in self.__dict__:
+            other.__dict__["corpus_fingerprint"] = self.corpus_fingerprint
+        return other
+
     def limited(self, n: int | None) -> Dataset:
         """The first `n` queries (None: all of them) over the whole corpus.
 
@@ -105,7 +112,7 @@ class Dataset:
             return self
         if n < 0:
             raise DatasetError(f"a limit of {n} queries is negative", [], where=self.name)
-        return dataclasses.replace(self, queries=self.queries[:n])
+        return self.asking(self.queries[:n])
 
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {len(self.documents)} documents, {len(self.queries)} queries)"

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import re
+import unicodedata
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +51,8 @@ class Words:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"name": "words"}
+        # Which characters are word characters is a matter of the interpreter's Unicode tables.
+        return {"name": "words", "unicode": unicodedata.unidata_version}
 
     def spans(self, text: str) -> NDArray[np.int64]:
         r"""[n, 2] offsets of the matches of `\w+|[^\w\s]`, found by looking each code point up in a table."""

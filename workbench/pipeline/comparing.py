@@ -80,7 +80,8 @@ def compare(a: TrialResult, b: TrialResult, metric: str) -> TrialComparison:
         name = f"{part}_fingerprint"
         if getattr(a.dataset, name) != getattr(b.dataset, name):
             raise InputError(f"the two trials ran on different {part}", where=f"{a.label} and {b.label}")
-    a.score_of(metric), b.score_of(metric)
+    for trial in (a, b):
+        trial.require_metric(metric)
     ids, matrix, _ = score_matrix([a.scores, b.scores], metric)
     of = clusters(a.dataset.queries)
     texts = {q.query_id: q.text for q in a.dataset.queries}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def _attempt(node: Node, job: Job, progress: Progress | None, check: Callable[[]
     except LeaseLost:
         return None  # another process took it over while this one stood still
     except BaseException as error:
-        ledger.give_up(begun, f"{type(error).__name__}: {error}")
+        with contextlib.suppress(WorkbenchError):  # the first error counts; the lease frees the stage anyway
+            ledger.give_up(begun, f"{type(error).__name__}: {error}")
         if isinstance(error, WorkbenchError) or not isinstance(error, Exception):
             raise
         raise StageError(
@@ -83,6 +85,8 @@ def _attempt(node: Node, job: Job, progress: Progress | None, check: Callable[[]
             where=f"stage {node.kind} ({node.label}) {node.fingerprint[:12]}",
             hint="finished items are kept; run again to go on",
         ) from error
+    finally:
+        ledger.release(begun)
 
 
 def _compute(node: Node, job: Job, begun: Begun, progress: Progress | None, check: Callable[[], None]) -> StageRun:

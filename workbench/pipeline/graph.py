@@ -16,6 +16,7 @@ from typing import Any, Literal
 from workbench import evaluation
 from workbench.datasets import Dataset
 from workbench.errors import DatasetError, SpecError
+from workbench.evaluation import statistics
 from workbench.runtime import Runtime
 from workbench.specs import (
     Bm25,
@@ -31,7 +32,7 @@ from workbench.specs import (
     fingerprint,
 )
 from workbench.stages import chunking
-from workbench.stages.retrieval import ANALYZER_VERSION
+from workbench.stages.retrieval import analyzer_identity
 from workbench.store.vectors import check_dimensions
 
 Kind = Literal["chunk", "embed", "index", "retrieve", "score"]
@@ -118,7 +119,7 @@ def build(trial: TrialSpec, dataset: Dataset, runtime: Runtime) -> TrialGraph:
         "score",
         trial.score,
         CODE["score"],
-        trial.score.identity(),
+        {**trial.score.identity(), "intervals": statistics.CODE_VERSION},
         {"chunks": chunk, "hits": retrieve, "gold": dataset.gold_fingerprint},
     )
     return TrialGraph(trial, chunk, retrieve, score)
@@ -152,7 +153,8 @@ def _file_digest(path: Path) -> str:
 def _embed(trial: TrialSpec, texts: Node | str, role: Literal["query", "passage"], runtime: Runtime) -> Node:
     spec: Embed = trial.embed
     other = "passage_prefix" if role == "query" else "query_prefix"
-    identity = {k: v for k, v in spec.identity().items() if k != other}
+    # The weights say which model it is: where it lies, and by which branch it came, change nothing.
+    identity = {k: v for k, v in spec.identity().items() if k not in (other, "model", "revision")}
     identity |= {"role": role, "weights": dict(runtime.embedder_identity(spec))}
     return Node("embed", role, (spec, role), CODE["embed"], identity, {"texts": texts})
 
@@ -184,7 +186,7 @@ def _retrieve(
             {"index": index.fingerprint, "query": embedded.recipe},
         )
     if isinstance(spec, Bm25):
-        identity |= {"lexical": trial.lexical.identity(), "analyzer": ANALYZER_VERSION}
+        identity |= {"lexical": trial.lexical.identity(), "analyzer": analyzer_identity(trial.lexical)}
         return Node(
             "retrieve",
             "bm25",

@@ -13,7 +13,7 @@ from psycopg.types.json import Json
 
 from workbench.datasets import Dataset
 from workbench.errors import InputError, did_you_mean
-from workbench.evaluation import metric_names
+from workbench.evaluation import higher_is_better, metric_names
 from workbench.pipeline.execute import StageRun
 from workbench.pipeline.graph import TrialGraph
 from workbench.pipeline.job import Job
@@ -79,21 +79,30 @@ class TrialResult:
             hits = tables.read_hits(connection, self.stages[-2].stage_id, [q.query_id for q in self.dataset.queries])
         return hits.join(self.chunks, on="chunk_no", how="left", maintain_order="left")
 
+    def require_metric(self, metric: str) -> None:
+        """Refuse a metric that this trial was not scored on.
+
+        Raises:
+            InputError: with the nearest one.
+        """
+        if metric not in self.metrics:
+            raise InputError(f"no metric {metric!r} in this trial", hint=did_you_mean(metric, self.metrics))
+
     def score_of(self, metric: str) -> dict[str, float | None]:
         """query_id -> value of one metric, None where unscored.
 
         Raises:
             InputError: no such metric here, with the nearest.
         """
-        if metric not in self.metrics:
-            raise InputError(f"no metric {metric!r} in this trial", hint=did_you_mean(metric, self.metrics))
+        self.require_metric(metric)
         rows = self.scores.filter(pl.col("metric") == metric)
         values = dict(zip(rows["query_id"], rows["value"], strict=True))
         return {q.query_id: values.get(q.query_id) for q in self.dataset.queries}
 
-    def failures(self, metric: str = "recall@5", below: float = 1.0) -> list[str]:
-        """Ids of the scored queries whose value is below a bound, in query order."""
-        return [q for q, value in self.score_of(metric).items() if value is not None and value < below]
+    def failures(self, metric: str = "recall@5") -> list[str]:
+        """Ids of the scored queries that fall short of the metric's best value (1, or 0 for failure@k)."""
+        best = 1.0 if higher_is_better(metric) else 0.0
+        return [q for q, value in self.score_of(metric).items() if value is not None and value != best]
 
     def _stage(self, kind: str) -> StageSummary:
         return next(stage for stage in reversed(self.stages) if stage.kind == kind)
@@ -209,32 +218,49 @@ def finished(
     )
 
 
-def load_trial(database: Database, trial_id: int, label: str | None = None) -> TrialResult:
+def load_trial(database: Database, trial_id: int) -> TrialResult:
     """A finished trial from the store alone; its stages count as reused.
 
     Raises:
         InputError: no such trial.
     """
+    return load_trials(database, [(trial_id, None)])[0]
+
+
+def load_trials(database: Database, wanted: Sequence[tuple[int, str | None]]) -> list[TrialResult]:
+    """Finished trials by id, with labels (None: their own); a dataset they share is read once.
+
+    Raises:
+        InputError: there is no such trial.
+    """
+    datasets: dict[int, Dataset] = {}
+    results = []
     with database.transaction() as connection:
-        row = connection.execute(
-            "SELECT dataset_id, spec, stages FROM trial WHERE trial_id = %s", [trial_id]
-        ).fetchone()
-        if row is None:
-            raise InputError(f"no trial {trial_id} in this database", hint="`workbench run` prints a trial's id")
-        dataset = tables.load_dataset(connection, row[0])
-        prints = [bytes.fromhex(s["fingerprint"]) for s in row[2]]
-        found = {
-            stage[0]: stage[1:]
-            for stage in connection.execute(
-                "SELECT encode(fingerprint, 'hex'), stage_id, items, seconds, details FROM stage"
-                " WHERE fingerprint = ANY(%s)",
-                [prints],
+        for trial_id, label in wanted:
+            row = connection.execute(
+                "SELECT dataset_id, spec, stages FROM trial WHERE trial_id = %s", [trial_id]
+            ).fetchone()
+            if row is None:
+                raise InputError(f"no trial {trial_id} in this database", hint="`workbench run` prints a trial's id")
+            dataset_id, spec, stages = row
+            if dataset_id not in datasets:
+                datasets[dataset_id] = tables.load_dataset(connection, dataset_id)
+            prints = [bytes.fromhex(s["fingerprint"]) for s in stages]
+            found = {
+                stage[0]: stage[1:]
+                for stage in connection.execute(
+                    "SELECT encode(fingerprint, 'hex'), stage_id, items, seconds, details FROM stage"
+                    " WHERE fingerprint = ANY(%s)",
+                    [prints],
+                )
+            }
+            summaries = tuple(
+                StageSummary(s["kind"], s["label"], s["fingerprint"], stage_id, "reused", items, 0, 0, seconds, details)
+                for s in stages
+                for stage_id, items, seconds, details in [found[s["fingerprint"]]]
             )
-        }
-    stages = tuple(
-        StageSummary(s["kind"], s["label"], s["fingerprint"], stage_id, "reused", items, 0, 0, seconds, details)
-        for s in row[2]
-        for stage_id, items, seconds, details in [found[s["fingerprint"]]]
-    )
-    trial = parse(TrialSpec, row[1])
-    return TrialResult(trial_id, trial, dataset, stages, label or describe(trial), database)
+            trial = parse(TrialSpec, spec)
+            results.append(
+                TrialResult(trial_id, trial, datasets[dataset_id], summaries, label or describe(trial), database)
+            )
+    return results

@@ -6,7 +6,6 @@ shared with every trial that has it, and a question asked again costs nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +74,7 @@ def search(
         raise InputError("the question is blank", where="search")
     if not 1 <= len(trials) <= 2:
         raise InputError(f"search shows one or two trials side by side, not {len(trials)}", where="search")
-    asked = dataclasses.replace(dataset, queries=(Query("asked", text),))
+    asked = dataset.asking((Query("asked", text),))
     job = Job(runtime, asked)
     titles = {d.doc_id: d.title for d in dataset.documents}
     found: dict[str, pl.DataFrame] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,6 +11,13 @@ from workbench.specs import Hybrid, Lexical
 
 ANALYZER_VERSION = 2
 """Raised when the terms of a text change; part of a lexical index's identity."""
+
+
+def analyzer_identity(spec: Lexical) -> dict[str, str | int]:
+    """What beside the spec determines the terms of a text and their scores: our code and the libraries'."""
+    packages = ["bm25s"] + (["pystemmer"] if spec.stemmer != "none" else [])
+    return {"code": ANALYZER_VERSION, **{name: importlib.metadata.version(name) for name in packages}}
+
 
 Ranking = tuple[Sequence[int], Sequence[float]]
 """Chunk numbers and scores of one query, best first."""

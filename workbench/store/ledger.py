@@ -50,6 +50,8 @@ class Ledger:
 
     def __init__(self, database: Database, worker: Worker) -> None:
         self._database, self._worker = database, worker
+        self._held: set[int] = set()
+        """Stages that a thread of this process works on; set operations are atomic."""
 
     def done(self, fingerprints: Sequence[str]) -> dict[str, StageRow]:
         """The finished ones among these fingerprints."""
@@ -80,19 +82,21 @@ class Ledger:
                 ],
             ).fetchone()
             if inserted is not None:
+                self._held.add(inserted[0])
                 return Begun(*inserted)
             row = connection.execute(
-                "SELECT s.state, s.worker_id, w.lease_until < now() FROM stage s JOIN worker w USING (worker_id)"
-                " WHERE s.fingerprint = %s FOR UPDATE OF s",
+                "SELECT s.stage_id, s.state, s.worker_id, w.lease_until < now()"
+                " FROM stage s JOIN worker w USING (worker_id) WHERE s.fingerprint = %s FOR UPDATE OF s",
                 [key],
             ).fetchone()
             assert row is not None
-            state, holder, expired = row
+            stage_id, state, holder, expired = row
             if state == "done":
                 found = connection.execute(f"SELECT {_DONE} FROM stage WHERE fingerprint = %s", [key]).fetchone()  # noqa: S608
                 assert found is not None
                 return StageRow(*found)
-            if state == "running" and not expired and holder != self._worker.worker_id:
+            ours = holder == self._worker.worker_id
+            if state == "running" and (stage_id in self._held if ours else not expired):
                 return Busy(holder)
             taken = connection.execute(
                 "UPDATE stage SET state = 'running', worker_id = %s, environment_id = %s, epoch = epoch + 1,"
@@ -100,6 +104,7 @@ class Ledger:
                 [self._worker.worker_id, self._worker.environment_id, key],
             ).fetchone()
             assert taken is not None
+            self._held.add(taken[0])
             return Begun(*taken)
 
     def finish(
@@ -133,6 +138,10 @@ class Ledger:
             ).fetchone()
         assert row is not None
         return StageRow(*row)
+
+    def release(self, begun: Begun) -> None:
+        """This process works on the stage no longer, however that ended."""
+        self._held.discard(begun.stage_id)
 
     def give_up(self, begun: Begun, error: str) -> None:
         """Record why a held stage did not finish; it may be begun again."""

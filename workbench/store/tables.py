@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 from psycopg import Connection, sql
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json
 
 from workbench.datasets import Dataset
 from workbench.records import SCHEMAS, Chunk, Document, Evidence, Hit, Query, Score
@@ -50,18 +50,18 @@ def save_dataset(connection: Connection[Any], dataset: Dataset) -> int:
             connection,
             "gold",
             ("gold_set_id", "query_id", "answer", "metadata", "evidence"),
-            ("int8", "text", "text", "jsonb", "jsonb"),
+            ("int8", "text", "text", "json", "json"),
             (
-                (gold_set_id, q.query_id, q.answer, Jsonb(dict(q.metadata)), Jsonb([_evidence(e) for e in q.evidence]))
+                (gold_set_id, q.query_id, q.answer, Json(dict(q.metadata)), Json([_evidence(e) for e in q.evidence]))
                 for q in dataset.queries
             ),
         )
     ids = [dataset.name, corpus_id, query_set_id, gold_set_id]
     row = connection.execute(
-        "INSERT INTO dataset (name, corpus_id, query_set_id, gold_set_id, description, licence)"
-        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (name, corpus_id, query_set_id, gold_set_id)"
+        "INSERT INTO dataset (name, corpus_id, query_set_id, gold_set_id, description, licence, source)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (name, corpus_id, query_set_id, gold_set_id)"
         " DO UPDATE SET description = excluded.description RETURNING dataset_id",
-        [*ids, dataset.description or "", dataset.licence or ""],
+        [*ids, dataset.description, dataset.licence, dataset.source],
     ).fetchone()
     assert row is not None
     return int(row[0])
@@ -99,9 +99,9 @@ def _save_documents(connection: Connection[Any], corpus_id: int, documents: Sequ
         connection,
         "document",
         ("corpus_id", "doc_no", "doc_id", "title", "uri", "metadata", "digest"),
-        ("int8", "int4", "text", "text", "text", "jsonb", "bytea"),
+        ("int8", "int4", "text", "text", "text", "json", "bytea"),
         (
-            (corpus_id, no, d.doc_id, d.title, d.uri, Jsonb(dict(d.metadata)), key)
+            (corpus_id, no, d.doc_id, d.title, d.uri, Json(dict(d.metadata)), key)
             for no, (d, key) in enumerate(zip(documents, digests, strict=True))
         ),
     )
@@ -114,11 +114,12 @@ def _evidence(evidence: Evidence) -> dict[str, Any]:
 def load_dataset(connection: Connection[Any], dataset_id: int) -> Dataset:
     """A stored dataset as it was loaded (without its folder)."""
     row = connection.execute(
-        "SELECT name, description, licence, corpus_id, query_set_id, gold_set_id FROM dataset WHERE dataset_id = %s",
+        "SELECT name, description, licence, source, corpus_id, query_set_id, gold_set_id"
+        " FROM dataset WHERE dataset_id = %s",
         [dataset_id],
     ).fetchone()
     assert row is not None, f"no dataset {dataset_id}"
-    name, description, licence, corpus_id, query_set_id, gold_set_id = row
+    name, description, licence, source, corpus_id, query_set_id, gold_set_id = row
     documents = connection.execute(
         "SELECT doc_id, text, title, uri, metadata FROM document JOIN body USING (digest)"
         " WHERE corpus_id = %s ORDER BY doc_no",
@@ -133,6 +134,7 @@ def load_dataset(connection: Connection[Any], dataset_id: int) -> Dataset:
         name=name,
         description=description,
         licence=licence,
+        source=source,
         documents=tuple(Document(*d) for d in documents),
         queries=tuple(
             Query(query_id, text, tuple(Evidence(**e) for e in evidence or ()), answer, metadata or {})

@@ -46,8 +46,8 @@ class Worker:
 
     def _renew_until_closed(self) -> None:
         while not self._stop.wait(self._lease / 3):
-            # A database that is away for a moment is no reason to stop renewing.
-            with contextlib.suppress(WorkbenchError):
+            # A database that is away for a moment is no reason to stop renewing, whatever the driver calls it.
+            with contextlib.suppress(Exception):
                 self._set_lease(self._lease)
 
     def _set_lease(self, seconds: float, *, ended: bool = False) -> None:

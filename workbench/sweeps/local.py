@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from psycopg.types.json import Json
 
-from workbench.errors import WorkbenchError
+from workbench.errors import DatabaseError, WorkbenchError
 from workbench.pipeline.execute import Progress, StageRun, execute
 from workbench.pipeline.job import Job
 from workbench.pipeline.results import TrialResult, finished, record_trial
@@ -88,11 +89,14 @@ def run(
                 continue
             try:
                 runs[node.fingerprint] = execute([node], job, progress=progress, check=check)[0]
+            except DatabaseError:
+                raise  # not this stage's fault: every other would wait for the same server
             except WorkbenchError as error:
                 broken[node.fingerprint] = str(error)
         results, errors = _collect(plan, job, runs, broken, sweep_id)
     except BaseException:
-        _set_state(runtime, sweep_id, "interrupted")
+        with contextlib.suppress(WorkbenchError):
+            _set_state(runtime, sweep_id, "interrupted")
         raise
     _set_state(runtime, sweep_id, "failed" if errors else "done")
     return SweepRun(sweep_id, plan, results, errors, runs, len(broken), time.monotonic() - started)

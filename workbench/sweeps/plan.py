@@ -70,11 +70,11 @@ def plan(sweep: SweepSpec, dataset: Dataset, runtime: Runtime, *, name: str = "s
         SpecError: a path or value that does not fit, an unknown primary metric, an unfit baseline.
         DatasetError, ModelError: something that a trial names is not there.
     """
-    evaluation.check_metric(sweep.metric, sweep.base.score, dataset.queries)
     labels: Counter[str] = Counter()
     trials = []
     for number, point in enumerate(sweep.points()):
         trial = sweep.trial(point)
+        evaluation.check_metric(sweep.metric, trial.score, dataset.queries)
         label = " / ".join(_short(value) for value in point.values()) or describe(trial)
         labels[label] += 1
         if labels[label] > 1:

@@ -14,7 +14,7 @@ from workbench.datasets import Dataset
 from workbench.errors import InputError, did_you_mean
 from workbench.evaluation import statistics
 from workbench.evaluation.statistics import Comparison, Interval
-from workbench.pipeline.results import TrialResult, html_table, load_trial, results_frame
+from workbench.pipeline.results import TrialResult, html_table, load_trials, results_frame
 from workbench.pipeline.summaries import clusters
 from workbench.specs import SweepSpec, parse
 from workbench.store.database import Database
@@ -116,7 +116,7 @@ def load_sweep(database: Database, sweep_id: int) -> SweepResult:
     done = [entry[:4] for entry in rows if entry[3] is not None]
     if not done:
         raise InputError(f"no trial of sweep {sweep_id} has a result yet", hint="run `workbench sweep` again")
-    trials = tuple(load_trial(database, trial_id, label) for _, label, _, trial_id in done)
+    trials = tuple(load_trials(database, [(trial_id, label) for _, label, _, trial_id in done]))
     points = tuple(point for _, _, point, _ in done)
     if unscored := [trial.label for trial in trials if spec.metric not in trial.metrics]:
         raise InputError(

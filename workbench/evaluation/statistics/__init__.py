@@ -17,7 +17,11 @@ from workbench.evaluation.statistics.comparisons import (
 )
 from workbench.evaluation.statistics.intervals import MIN_CLUSTERS, Interval, mean_interval, mean_intervals
 
+CODE_VERSION = 1
+"""Part of a score stage's fingerprint, which keeps the intervals; raised when any of them would change."""
+
 __all__ = [
+    "CODE_VERSION",
     "MIN_CLUSTERS",
     "Comparison",
     "Interval",

@@ -58,9 +58,16 @@ def source_digest(spec: Python) -> str:
     Raises:
         SpecError: the target cannot be imported, or its source cannot be read.
     """
-    if spec.source is not None:
+    if spec.function is not None and spec.source is not None:
         return spec.source
-    return sources.source_digest(resolve(spec))
+    found = sources.source_digest(resolve(spec))
+    if spec.source not in (None, found):
+        raise SpecError(
+            f"{spec.target} is not the function that this spec was written for",
+            where="chunk.source",
+            hint="leave source out to use the function as it is now",
+        )
+    return found
 
 
 def by_function(target: str, function: Function, document: Document) -> Spans:

@@ -81,7 +81,7 @@ CREATE TABLE document (
     doc_id text NOT NULL,
     title text,
     uri text,
-    metadata jsonb NOT NULL,
+    metadata json NOT NULL,
     digest bytea NOT NULL REFERENCES body,
     PRIMARY KEY (corpus_id, doc_no),
     UNIQUE (corpus_id, doc_id)
@@ -106,8 +106,8 @@ CREATE TABLE gold (
     gold_set_id bigint NOT NULL REFERENCES gold_set ON DELETE CASCADE,
     query_id text NOT NULL,
     answer text,
-    metadata jsonb NOT NULL,
-    evidence jsonb NOT NULL,
+    metadata json NOT NULL,
+    evidence json NOT NULL,
     PRIMARY KEY (gold_set_id, query_id)
 );
 CREATE TABLE dataset (
@@ -115,6 +115,7 @@ CREATE TABLE dataset (
     name text NOT NULL,
     description text NOT NULL,
     licence text NOT NULL,
+    source text NOT NULL,
     corpus_id bigint NOT NULL REFERENCES corpus,
     query_set_id bigint NOT NULL REFERENCES query_set,
     gold_set_id bigint NOT NULL REFERENCES gold_set,
