@@ -25,6 +25,7 @@ _SPECS = (
     "Hybrid",
     "Lexical",
     "Markdown",
+    "Python",
     "Recursive",
     "ScoreSpec",
     "Sentence",

@@ -99,16 +99,17 @@ def sweep(
 
 
 def _sweep(file: Path, dataset: str, limit: int | None, output: Path | None, as_json: bool, *, report: bool) -> None:
-    from workbench.doctor import require_models
     from workbench.exports import PAGES, check_output
+    from workbench.pipeline.execute import require_models
     from workbench.progress import waiting
     from workbench.specs import read_sweep
 
     spec, data = read_sweep(file), inputs.dataset(dataset, limit)
-    inputs.check_metric(spec.metric, spec.base, data)
+    for point in spec.points():
+        inputs.check_metric(spec.metric, spec.trial(point), data)
     check_output(output, PAGES, folder=True)
     with inputs.open_lab() as lab:
-        plan = lab.plan(file, data)
+        plan = lab.plan(spec, data, name=file.stem)
         done = lab.runtime.ledger.done([node.fingerprint for node in plan.nodes])
         todo = [node for node in plan.nodes if node.fingerprint not in done]
         require_models(todo)

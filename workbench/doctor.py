@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import InputError, ModelError, WorkbenchError
+from workbench.errors import InputError, WorkbenchError
 from workbench.settings import Settings
 
 if TYPE_CHECKING:
-    from workbench.pipeline.graph import Node
+    pass
 
 # Modules by what they are for; the extra of the package has the same name.
 _EXTRAS = {
@@ -76,21 +76,6 @@ def examine() -> Iterator[Check]:
     if settings.ok or settings.next.startswith("did you mean"):  # a variable that nobody reads harms no other check
         yield _look("home", _home)
         yield _look("database", _database)
-
-
-def require_models(nodes: Iterable[Node]) -> None:
-    """Refuse, before any work, stages whose model needs a package that is missing.
-
-    Raises:
-        ModelError: with the packages and how to get them.
-    """
-    models = {node.config[0].model for node in nodes if node.kind == "embed"}
-    names = sorted(name for name in models if not name.startswith("fake:"))
-    if names and (lacking := _missing(("torch", "sentence_transformers"))):
-        raise ModelError(
-            f"model {names[0]!r} needs package {lacking[0]}",
-            hint='pip install "rag-workbench[models]"; `workbench demo --lexical` needs no model',
-        )
 
 
 def require_home(home: Path) -> Path:

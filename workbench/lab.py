@@ -95,14 +95,18 @@ class Lab:
         with show_progress(self._progress) as progress:
             return search(self.runtime, self.load(dataset), text, specs, k=k, progress=progress)
 
-    def plan(self, sweep: SweepSpec | str | Path, dataset: DatasetLike, *, limit: int | None = None) -> Plan:
-        """The trials and unique stages of a sweep, without running them."""
-        name = "sweep" if isinstance(sweep, SweepSpec) else Path(sweep).stem
-        spec = sweep if isinstance(sweep, SweepSpec) else read_sweep(Path(sweep))
+    def plan(
+        self, sweep: SweepSpec | str | Path, dataset: DatasetLike, *, limit: int | None = None, name: str | None = None
+    ) -> Plan:
+        """The trials and unique stages of a sweep, without running them; `name` is by default its file's."""
+        if isinstance(sweep, SweepSpec):
+            spec, own = sweep, "sweep"
+        else:
+            spec, own = read_sweep(Path(sweep)), Path(sweep).stem
         data = self.load(dataset, limit=limit)
         if not data.queries:
             raise InputError(f"{data.name} has no queries to score", where="lab.plan", hint="lab.search needs none")
-        return plan(spec, data, self.runtime, name=name)
+        return plan(spec, data, self.runtime, name=name or own)
 
     def sweep(
         self,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from workbench.errors import LeaseLost, StageError, WorkbenchError
+from workbench.errors import LeaseLost, ModelError, StageError, WorkbenchError
 from workbench.pipeline.graph import Node
 from workbench.pipeline.job import Job
 from workbench.pipeline.work import Work, prepare
@@ -47,6 +48,7 @@ def execute(
     """
     found = job.runtime.ledger.done([node.fingerprint for node in nodes])
     job.done.update(found)
+    require_models(node for node in nodes if node.fingerprint not in found)
     runs = []
     for node in nodes:
         if node.fingerprint in found:
@@ -61,6 +63,22 @@ def execute(
         job.done[node.fingerprint] = run.row
         runs.append(run)
     return runs
+
+
+def require_models(nodes: Iterable[Node]) -> None:
+    """Refuse, before any work, stages whose model needs a package that is missing.
+
+    Raises:
+        ModelError: with the package and how to get it.
+    """
+    models = sorted(node.config[0].model for node in nodes if node.kind == "embed")
+    real = [name for name in models if not name.startswith("fake:")]
+    missing = [p for p in ("torch", "sentence_transformers") if importlib.util.find_spec(p) is None]
+    if real and missing:
+        raise ModelError(
+            f"model {real[0]!r} needs package {missing[0]}",
+            hint='pip install "rag-workbench[models]"; `workbench demo --lexical` needs no model',
+        )
 
 
 def _attempt(node: Node, job: Job, progress: Progress | None, check: Callable[[], None]) -> StageRun | None:

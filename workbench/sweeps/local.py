@@ -11,7 +11,7 @@ from typing import Any
 from psycopg.types.json import Json
 
 from workbench.errors import DatabaseError, WorkbenchError
-from workbench.pipeline.execute import Progress, StageRun, execute
+from workbench.pipeline.execute import Progress, StageRun, execute, require_models
 from workbench.pipeline.job import Job
 from workbench.pipeline.results import TrialResult, finished, record_trial
 from workbench.runtime import Runtime
@@ -82,6 +82,7 @@ def run(
     try:
         done = runtime.ledger.done([node.fingerprint for node in plan.nodes])
         job.done.update(done)
+        require_models(node for node in plan.nodes if node.fingerprint not in done)
         for node in plan.nodes:
             lost = [broken[i] for i in node.input_fingerprints.values() if i in broken]
             if lost:
