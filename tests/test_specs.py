@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import SpecError
+from workbench.parsing import parse, parse_setting, read_toml
 from workbench.specs import (
     Bm25,
     Dense,
@@ -38,10 +39,7 @@ from workbench.specs import (
     canonical_json,
     digest,
     fingerprint,
-    parse,
-    parse_setting,
     read_sweep,
-    read_toml,
     read_trial,
 )
 

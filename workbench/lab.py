@@ -12,6 +12,7 @@ import polars as pl
 from workbench import datasets
 from workbench.datasets import Dataset
 from workbench.errors import InputError
+from workbench.parsing import parse
 from workbench.pipeline import graph
 from workbench.pipeline.comparing import TrialComparison, compare
 from workbench.pipeline.execute import execute
@@ -21,7 +22,7 @@ from workbench.pipeline.search import SearchResult, search
 from workbench.progress import show_progress
 from workbench.runtime import Runtime
 from workbench.settings import Settings
-from workbench.specs import SweepSpec, TrialSpec, parse, read_sweep, read_trial
+from workbench.specs import SweepSpec, TrialSpec, read_sweep, read_trial
 from workbench.sweeps import local
 from workbench.sweeps.local import SweepRun
 from workbench.sweeps.plan import Plan, plan

@@ -12,10 +12,9 @@ import hashlib
 import itertools
 import json
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -23,12 +22,12 @@ from pydantic import (
     Field,
     PrivateAttr,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
     model_validator,
 )
 
 from workbench.errors import SpecError, did_you_mean
+from workbench.parsing import parse, parse_setting, read_toml
 from workbench.sources import source_digest
 
 TARGET = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_<][\w.<>]*$")
@@ -393,79 +392,6 @@ def _plain(value: Any) -> Any:
 # --- reading -------------------------------------------------------------------------------------
 
 
-S = TypeVar("S", bound=Spec)
-
-
-def parse(model: type[S], data: Mapping[str, Any], *, where: str | None = None) -> S:
-    """Validate data strictly; lists stand for tuples.
-
-    Raises:
-        SpecError: every fault in one message, with the nearest known name for each unknown one.
-    """
-    try:
-        return model.model_validate(_tuples(data))
-    except ValidationError as error:
-        known = _known_names(model)
-        lines = [_explain(e, known) for e in error.errors()]
-        raise SpecError("; ".join(dict.fromkeys(lines)), where=where) from None
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _known_names(model: type[BaseModel]) -> dict[str, set[str]]:
-    """Field names by table and kind, for hints: {"": {...}, "chunk": {...}, "chunk.markdown": {...}}."""
-    names: dict[str, set[str]] = {"": set(model.model_fields)}
-    for name, info in model.model_fields.items():
-        kinds = get_args(info.annotation) or (info.annotation,)
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                names.setdefault(name, set()).update(kind.model_fields)
-                if "kind" in kind.model_fields:
-                    names[f"{name}.{kind.model_fields['kind'].default}"] = set(kind.model_fields)
-                if issubclass(kind, TrialSpec):
-                    names |= {k: v for k, v in _known_names(kind).items() if k}
-    return names
-
-
-def _explain(error: Any, known: Mapping[str, set[str]]) -> str:
-    path = [str(p) for p in error["loc"]]
-    if error["type"] == "extra_forbidden":
-        at = next((i for i in range(len(path) - 2, -1, -1) if path[i] in known), None)
-        table = "" if at is None else path[at]
-        fields = known[table] if at is None else known.get(".".join(path[at : at + 2]), known[table])
-        return f"unknown field {'.'.join([*([table] if table else []), path[-1]])!r}: " + did_you_mean(path[-1], fields)
-    if error["type"] == "union_tag_invalid":
-        tags = re.findall(r"'([^']+)'", error["ctx"]["expected_tags"])
-        return f"{'.'.join(path)}.kind = {error['ctx']['tag']!r} is not known: " + did_you_mean(
-            str(error["ctx"]["tag"]), tags
-        )
-    if error["type"] == "union_tag_not_found":
-        kinds = {name.partition(".")[2] for name in known if name.startswith(f"{path[-1]}.")}
-        return f"{'.'.join(path)}.kind is missing: known: {', '.join(sorted(kinds))}"
-    message = error["msg"].removeprefix("Value error, ")
-    given = "" if error["type"] in ("missing", "value_error") else f", not {error['input']!r}"
-    return f"{'.'.join(path) or 'spec'}: {message}{given}"
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a dictionary.
-
-    Raises:
-        SpecError: the file is missing or is not TOML (with line and column).
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")] or ["no .toml file there"])
-        raise SpecError("no such file", where=str(path), hint=near) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise SpecError(f"not readable as TOML: {error}", where=str(path)) from None
-
-
 def read_trial(path: Path) -> TrialSpec:
     """A trial from a TOML file of stage tables."""
     return parse(TrialSpec, read_toml(path), where=str(path))
@@ -477,22 +403,6 @@ def read_sweep(path: Path) -> SweepSpec:
     if isinstance(data.get("base"), str):
         data["base"] = read_trial(path.parent / data["base"])
     return parse(SweepSpec, data, where=str(path))
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """`--set path=value`: the value is read as TOML, or else as a plain string.
-
-    Raises:
-        SpecError: there is no `=`.
-    """
-    path, equals, raw = text.partition("=")
-    if not equals or not path.strip():
-        raise SpecError(f"{text!r} is not path=value", where="--set", hint="for example --set retrieve.k=50")
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw.strip()
-    return path.strip(), _tuples(value)
 
 
 def apply_settings(trial: TrialSpec, settings: Sequence[str]) -> TrialSpec:

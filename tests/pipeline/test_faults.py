@@ -26,7 +26,8 @@ pytestmark = pytest.mark.slow
 RUN = """
 import json, sys
 from workbench.lab import Lab
-from workbench.specs import TrialSpec, parse
+from workbench.parsing import parse
+from workbench.specs import TrialSpec
 from workbench.store import tables
 from workbench.pipeline import work
 work.EMBED_BATCH = 4

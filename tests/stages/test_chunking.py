@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from workbench.errors import FrameError, ModelError
 from workbench.models.protocols import Tokenizer
 from workbench.models.tokenizers import load_tokenizer
+from workbench.parsing import parse
 from workbench.records import SCHEMAS, Chunk, Document
-from workbench.specs import ChunkSpec, Fixed, Given, Markdown, Python, Recursive, Sentence, TrialSpec, parse
+from workbench.specs import ChunkSpec, Fixed, Given, Markdown, Python, Recursive, Sentence, TrialSpec
 from workbench.stages.chunking import CODE_VERSIONS, Chunker, build, chunk_documents, read_given
 from workbench.stages.chunking.sentence import sentence_ends
 

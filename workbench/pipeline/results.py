@@ -14,10 +14,11 @@ from psycopg.types.json import Json
 from workbench.datasets import Dataset
 from workbench.errors import InputError, did_you_mean
 from workbench.evaluation import higher_is_better, metric_names
+from workbench.parsing import parse
 from workbench.pipeline.execute import StageRun
 from workbench.pipeline.graph import TrialGraph
 from workbench.pipeline.job import Job
-from workbench.specs import TrialSpec, parse
+from workbench.specs import TrialSpec
 from workbench.store import tables
 from workbench.store.database import Database
 

@@ -14,9 +14,10 @@ from workbench.datasets import Dataset
 from workbench.errors import InputError, did_you_mean
 from workbench.evaluation import statistics
 from workbench.evaluation.statistics import Comparison, Interval
+from workbench.parsing import parse
 from workbench.pipeline.results import TrialResult, html_table, load_trials, results_frame
 from workbench.pipeline.summaries import clusters
-from workbench.specs import SweepSpec, parse
+from workbench.specs import SweepSpec
 from workbench.store.database import Database
 
 
