@@ -158,6 +158,16 @@ def test_a_killed_builder_leaves_nothing_that_looks_finished(tmp_path: Path) -> 
     assert index.search(["bee"], 5)[0] == [1]
 
 
+def test_what_a_killed_builder_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".building-old", tmp_path / ".building-fresh"
+    old.mkdir()
+    fresh.mkdir()
+    os.utime(old, (1, 1))
+    Bm25Index.open(tmp_path, "f", lambda: ["ape"], str.split, Lexical())
+    assert not old.exists()
+    assert fresh.exists(), "another process may be building there"
+
+
 def test_a_builder_that_fails_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError("no space left")

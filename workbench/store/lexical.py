@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from psycopg import Connection, sql
 
 from workbench.errors import InputError
 from workbench.specs import Lexical
+
+ABANDONED = 3600
+"""Seconds after which an unfinished index on disk belongs to nobody: building takes minutes at most."""
 
 Analyzer = Callable[[str], list[str]]
 
@@ -71,6 +75,9 @@ def _build(place: Path, terms: list[list[str]], spec: Lexical) -> None:
     import bm25s
 
     place.parent.mkdir(parents=True, exist_ok=True)
+    for left in place.parent.glob(".building-*"):
+        if time.time() - left.stat().st_mtime > ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)  # of a builder that was killed
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=place.parent))
     try:
         if any(terms):
