@@ -28,7 +28,8 @@ check: $(READY)
 	$(BIN)/pytest -q -m "not slow" -n 2 --dist loadscope
 
 lab: $(READY)
-	WORKBENCH_HOME="$(CURDIR)/.workbench" $(BIN)/jupyter lab --notebook-dir=notebooks
+	WORKBENCH_HOME="$(CURDIR)/.workbench" $(BIN)/jupyter lab --notebook-dir=notebooks \
+	  $$([ "$$(id -u)" = 0 ] && echo --allow-root)
 
 # Executes the notebooks again, outputs included.
 notebooks: $(READY)
