@@ -72,10 +72,7 @@ def refusal(data: Mapping[str, Any], model: type[Spec] = TrialSpec) -> str:
             {"chunk": {"kind": "markdown", "overlap": 5}},
             "unknown field 'chunk.overlap': known: kind, tokenizer, tokens",
         ),
-        (
-            {"chunk": {"tokens": 5}},
-            "chunk.kind is missing: known: fixed, given, markdown, python, recursive, sentence",
-        ),
+        ({"chunk": {"knd": "fixed"}}, "unknown field 'chunk.knd': did you mean 'kind'?"),
         ({"retrieve": {"kind": "dense", "k": "5"}}, "retrieve.dense.k: Input should be a valid integer, not '5'"),
         ({"lexical": {"b": True}}, "lexical.b: Input should be a valid number, not True"),
         ({"index": {"kind": "hnsw", "m": 3.0}}, "index.hnsw.m: Input should be a valid integer, not 3.0"),
@@ -515,3 +512,25 @@ def test_a_function_on_an_axis_is_refused_with_the_way_out() -> None:
 
     for value in (mine, Python.of(mine)):
         assert '"target": "module:function"' in refusal({"axes": {"chunk": [value]}}, SweepSpec)
+
+
+def test_a_table_without_a_kind_is_of_the_default_kind() -> None:
+    assert parse(TrialSpec, {"chunk": {"tokens": 5}}).chunk == Recursive(tokens=5)
+    assert parse(TrialSpec, {"retrieve": {"k": 7}}).retrieve == Dense(k=7)
+
+
+def test_cut_offs_deeper_than_the_hits_are_not_scored() -> None:
+    trial = TrialSpec(retrieve=Dense(k=10))
+    assert trial.scored.k == (1, 5, 10)
+    assert trial.vary("retrieve.k", 3).vary("score.k", (5,)).scored.k == (3,)
+    assert TrialSpec().scored is TrialSpec().score
+
+
+def test_a_sweep_read_as_a_trial_and_the_reverse(tmp_path: Path) -> None:
+    sweep, trial = tmp_path / "sweep.toml", tmp_path / "trial.toml"
+    sweep.write_text('[axes]\n"retrieve.k" = [5, 10]\n', encoding="utf-8")
+    trial.write_text("[chunk]\ntokens = 5\n", encoding="utf-8")
+    with pytest.raises(SpecError, match="workbench sweep"):
+        read_trial(sweep)
+    with pytest.raises(SpecError, match="workbench run"):
+        read_sweep(trial)

@@ -192,7 +192,12 @@ def show_trial(result: TrialResult) -> None:
 
 
 def _stage(stage: StageSummary) -> str:
-    line = f"{stage.kind} {stage.label}: {stage.state}, {_count(stage.items, 'item')}, {stage.seconds:.2f} s"
+    line = f"{stage.kind} {stage.label}: {_count(stage.items, 'item')}, "
+    if stage.state == "reused":
+        line += f"reused (took {stage.seconds:.2f} s once)"
+    else:
+        line += f"{stage.computed:,} computed now in {stage.seconds:.2f} s"
+        line += f", {stage.repeated:,} of them repeated" if stage.repeated else ""
     if stage.details.get("truncated"):
         line += f", {stage.details['truncated']} truncated"
     if "ann_recall" in stage.details:

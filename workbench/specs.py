@@ -292,10 +292,26 @@ class TrialSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _wrap_callables(cls, data: Any) -> Any:
-        chunk = data.get("chunk") if isinstance(data, Mapping) else None
+        if not isinstance(data, Mapping):
+            return data
+        # A table without a kind is of the default kind, as a missing table is.
+        named = {stage: cls.model_fields[stage].default.kind for stage in ("chunk", "index", "retrieve")}
+        data = {
+            stage: {"kind": named[stage], **table}
+            if stage in named and isinstance(table, Mapping) and "kind" not in table
+            else table
+            for stage, table in data.items()
+        }
+        chunk = data.get("chunk")
         if isinstance(chunk, type) and issubclass(chunk, Spec):
             return {**data, "chunk": chunk()}  # Recursive for Recursive()
         return {**data, "chunk": Python.of(chunk)} if callable(chunk) else data
+
+    @property
+    def scored(self) -> ScoreSpec:
+        """The scoring that `retrieve.k` hits allow: a deeper cut-off would judge what was never asked for."""
+        kept = tuple(k for k in self.score.k if k <= self.retrieve.k)
+        return self.score if kept == self.score.k else self.score.model_copy(update={"k": kept or (self.retrieve.k,)})
 
     def vary(self, path: str, value: Any) -> TrialSpec:
         """A copy with one dotted path changed: `trial.vary("retrieve.k", 50)`.
@@ -393,13 +409,22 @@ def _plain(value: Any) -> Any:
 
 
 def read_trial(path: Path) -> TrialSpec:
-    """A trial from a TOML file of stage tables."""
-    return parse(TrialSpec, read_toml(path), where=str(path))
+    """A trial from a TOML file of stage tables.
+
+    Raises:
+        SpecError: the file cannot be read, does not fit, or holds a sweep.
+    """
+    data = read_toml(path)
+    if "axes" in data or "base" in data:
+        raise SpecError("this is a sweep, not a trial", where=str(path), hint="use `workbench sweep`")
+    return parse(TrialSpec, data, where=str(path))
 
 
 def read_sweep(path: Path) -> SweepSpec:
     """A sweep from a TOML file; `base` is another file beside it, or inline tables."""
     data = read_toml(path)
+    if data and set(data) <= set(TrialSpec.model_fields):
+        raise SpecError("this is a trial, not a sweep", where=str(path), hint="use `workbench run`")
     if isinstance(data.get("base"), str):
         data["base"] = read_trial(path.parent / data["base"])
     return parse(SweepSpec, data, where=str(path))

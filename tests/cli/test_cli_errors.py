@@ -53,7 +53,7 @@ BEFORE_ANY_WORK: list[tuple[list[str], list[str]]] = [
     (["compare", "bm25.toml"], ["Missing argument", "B"]),
     (["sweep", "sweep.toml"], ["--dataset", "no dataset was given"]),
     (["sweep", "swep.toml", "-d", "data"], ["swep.toml", "no such file", "did you mean 'sweep.toml'"]),
-    (["sweep", "bm25.toml", "-d", "data"], ["bm25.toml", "unknown field 'chunk'"]),
+    (["sweep", "bm25.toml", "-d", "data"], ["bm25.toml", "a trial, not a sweep", "workbench run"]),
     (["sweep", "metric.toml", "-d", "data"], ["recal@5", "did you mean 'recall@5'"]),
     (["sweep", "sweep.toml", "-d", "silent"], ["silent", "no queries to score"]),
     (["sweep", "sweep.toml", "-d", "data", "-o", "gone/r.html"], ["gone/r.html", "folder is not there", "mkdir -p"]),

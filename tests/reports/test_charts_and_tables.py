@@ -160,7 +160,7 @@ def odd_sweep(lab: Lab, folder: Path, name: str) -> SweepResult:
     (folder / "queries.jsonl").write_text(json.dumps({"query_id": "q", "text": "where is the rope", "evidence": gold}))
     base = TrialSpec(
         chunk=Recursive(tokens=9, tokenizer="words"),
-        retrieve=Bm25(k=3),
+        retrieve=Bm25(k=5),
         score=ScoreSpec(k=(5,) if name == "one" else (1, 5)),
     )
     axes = {} if name == "single" else {"retrieve.kind": ("bm25", "fts")}

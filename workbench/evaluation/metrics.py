@@ -109,7 +109,9 @@ def check_metric(name: str, spec: ScoreSpec, queries: Sequence[Query] = ()) -> N
     if is_known_metric(name):
         k = name.partition("@")[2]
         raise SpecError(
-            f"{name!r} is not scored: k = {k} is not in {list(spec.k)}", where="metric", hint=f"add {k} to score.k"
+            f"{name!r} is not scored: k = {k} is not in {list(spec.k)}",
+            where="metric",
+            hint=f"add {k} to score.k, and retrieve at least {k}",
         )
     stem, _, k = name.partition("@")
     if k and stem in METRICS and not METRICS[stem].cutoff:

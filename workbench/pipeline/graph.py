@@ -117,9 +117,9 @@ def build(trial: TrialSpec, dataset: Dataset, runtime: Runtime) -> TrialGraph:
     score = Node(
         "score",
         "score",
-        trial.score,
+        trial.scored,
         CODE["score"],
-        {**trial.score.identity(), "intervals": statistics.CODE_VERSION},
+        {**trial.scored.identity(), "intervals": statistics.CODE_VERSION},
         {"chunks": chunk, "hits": retrieve, "gold": dataset.gold_fingerprint},
     )
     return TrialGraph(trial, chunk, retrieve, score)

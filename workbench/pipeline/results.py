@@ -59,7 +59,7 @@ class TrialResult:
         """metric -> {mean, low, high, n, unscored, method, note}."""
         stored = self._stage("score").details["metrics"]
         # jsonb keeps no order; the table's order is the one people expect.
-        return {name: stored[name] for name in metric_names(self.trial.score) if name in stored}
+        return {name: stored[name] for name in metric_names(self.trial.scored) if name in stored}
 
     @cached_property
     def scores(self) -> pl.DataFrame:

@@ -147,7 +147,7 @@ def _found_rank(
     texts = {d.doc_id: d.text for d in documents.values() if everywhere or d.doc_id in needed}
     chunks = rows.select(list(SCHEMAS[Chunk])).unique("chunk_no", maintain_order=True)
     hits = rows.select(list(SCHEMAS[Hit]))
-    scores = evaluation.score_spans(hits, chunks, [alone], texts, trial.trial.score)
+    scores = evaluation.score_spans(hits, chunks, [alone], texts, trial.trial.scored)
     value = scores.filter(pl.col("metric") == "mrr")["value"][0]
     return round(1 / value) if value else None
 

@@ -20,7 +20,7 @@ def further_metrics(result: SweepResult) -> list[str]:
     """A few metrics that stand beside the primary one, at its cut-off where they have one."""
     primary = result.spec.metric
     there = result.trials[0].metrics
-    k = primary.partition("@")[2] or str(min(5, *result.trials[0].trial.score.k))
+    k = primary.partition("@")[2] or str(min(5, *result.trials[0].trial.scored.k))
     wanted = ["mrr", f"recall@{k}", f"span_recall@{k}", f"span_precision@{k}", f"ndcg@{k}", f"doc_recall@{k}", "map"]
     return [name for name in wanted if name in there and name != primary][:3]
 

@@ -74,7 +74,7 @@ def plan(sweep: SweepSpec, dataset: Dataset, runtime: Runtime, *, name: str = "s
     trials = []
     for number, point in enumerate(sweep.points()):
         trial = sweep.trial(point)
-        evaluation.check_metric(sweep.metric, trial.score, dataset.queries)
+        evaluation.check_metric(sweep.metric, trial.scored, dataset.queries)
         label = " / ".join(_short(value) for value in point.values()) or describe(trial)
         labels[label] += 1
         if labels[label] > 1:
