@@ -171,7 +171,7 @@ def _retrieve(node: Node, job: Job) -> Work:
     compute = legs.compute(node, job, texts)
 
     def finish() -> Write:
-        rankings = list(job.runtime.memo.read(RANKING, keys))
+        rankings = job.runtime.memo.read(RANKING, keys)
         details = legs.ann_recall(node, job, rankings)
 
         def write(connection: Connection[Any], stage_id: int) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,7 +141,7 @@ class MemoStore:
         with self.database.transaction() as connection:
             return [keys[row[0]] for row in connection.execute(query, {"keys": b"".join(keys)}, binary=True)]
 
-    def read(self, memo: Memo, keys: Sequence[Key]) -> Iterator[Row]:
+    def read(self, memo: Memo, keys: Sequence[Key]) -> list[Row]:
         """The values of keys, in their order; every key must have one."""
         query = sql.SQL("SELECT {columns} FROM {asked} JOIN {table} m USING (key) ORDER BY k.no").format(
             columns=sql.SQL(", ").join(sql.Identifier("m", c) for c in memo.columns),
@@ -149,7 +149,7 @@ class MemoStore:
             table=sql.Identifier(memo.table),
         )
         with self.database.transaction() as connection:
-            yield from connection.execute(query, {"keys": b"".join(keys)}, binary=True).fetchall()
+            return connection.execute(query, {"keys": b"".join(keys)}, binary=True).fetchall()
 
     def _claim(self, memo: Memo, keys: Sequence[Key], stage_id: int | None) -> Claim | None:
         """Take those of the keys that have neither a value nor a living claim."""
