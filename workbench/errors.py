@@ -7,9 +7,10 @@ WorkbenchError
 │   └── FrameError        a frame that does not fit the record it claims to hold
 ├── ServiceError          something the work needs is not there (exit code 2)
 │   ├── DatabaseError     PostgreSQL is unreachable, too old, too new, or lacks pgvector
-│   └── ModelError        a model or the package that runs it is missing or unusable
+│   └── ModelError        a model, the package that runs it, or its server is missing or unusable
 ├── StageError            a stage failed while it ran; finished items are kept (exit code 1)
-│   └── ShortResultError  an index returned fewer hits than it holds rows for
+│   ├── ShortResultError  an index returned fewer hits than it holds rows for
+│   └── CallError         a model request failed for good; calls that finished are kept
 ├── ReportError           a report could not be rendered; what is in the store is untouched (exit code 1)
 └── LeaseLost             another process took this work over; the late write was refused
 """
@@ -83,6 +84,10 @@ class StageError(WorkbenchError):
 
 
 class ShortResultError(StageError):
+    pass
+
+
+class CallError(StageError):
     pass
 
 
