@@ -45,6 +45,15 @@ def server_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home
 
 
+@pytest.fixture(scope="session")
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for converted models, shared by the processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "model-cache"
+    cache.mkdir(exist_ok=True)
+    return cache
+
+
 @pytest.fixture
 def settings(server_home: Path) -> Settings:
     """Settings with a fresh schema and a short lease."""

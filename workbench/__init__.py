@@ -14,22 +14,32 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _SPECS = (
+    "Answer",
     "Bm25",
+    "CrossEncoder",
     "Dense",
     "Embed",
     "Exact",
     "Fixed",
     "Fts",
     "Given",
+    "Headings",
     "Hnsw",
     "Hybrid",
+    "LateInteraction",
+    "Lead",
     "Lexical",
+    "LlmRerank",
     "Markdown",
     "Python",
+    "QueryLikelihood",
     "Recursive",
     "ScoreSpec",
     "Sentence",
+    "Situated",
+    "Summary",
     "SweepSpec",
+    "Title",
     "TrialSpec",
 )
 __all__ = ["__version__", "open", *_SPECS]

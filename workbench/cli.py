@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from workbench import __version__, console, inputs
+from workbench import __version__, cli_serve, console, display, inputs
 from workbench.errors import InputError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Datasets: list, show, check.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(cli_serve.app, name="serve")
 
 
 def _expand(path: Path | None) -> Path | None:
@@ -73,16 +74,18 @@ def _root(version: VersionOption = False) -> None:
 
 @app.command()
 def demo(
-    lexical: Annotated[bool, typer.Option("--lexical", help="Without an embedding model (needs no torch).")] = False,
+    lexical: Annotated[bool, typer.Option("--lexical", help="Without any model (needs no torch, no vLLM).")] = False,
+    models: Annotated[bool, typer.Option(help="Also contexts, reranking and answers on a real vLLM server.")] = True,
     dataset: DatasetOption = "python-reference",
     limit: LimitOption = None,
     output: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The main job, end to end: compare 2 chunkers x 3 retrievers on real text and write a report."""
-    from workbench.sweeps.bundled import experiment
+    """The main job, end to end, on real text: chunkers and retrievers compared; then contexts, reranking, answers."""
+    from workbench import demo as demonstration
 
-    _sweep(experiment("demo-lexical" if lexical else "demo"), dataset, limit, output, as_json, report=True)
+    if demonstration.run(dataset=dataset, lexical=lexical, models=models, limit=limit, output=output, as_json=as_json):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -95,44 +98,14 @@ def sweep(
     as_json: JsonOption = False,
 ) -> None:
     """Run a sweep: every unique stage of its trials once, whatever the store already holds reused."""
-    _sweep(file, dataset, limit, output, as_json, report=report or output is not None)
+    from workbench import running
 
-
-def _sweep(file: Path, dataset: str, limit: int | None, output: Path | None, as_json: bool, *, report: bool) -> None:
-    from workbench.exports import PAGES, check_output
-    from workbench.pipeline.execute import require_models
-    from workbench.progress import waiting
-    from workbench.specs import read_sweep
-
-    spec, data = read_sweep(file), inputs.dataset(dataset, limit)
-    for point in spec.points():
-        inputs.check_metric(spec.metric, spec.trial(point), data)
-    check_output(output, PAGES, folder=True)
+    task = running.Task.read(file, inputs.dataset(dataset, limit), output)
     with inputs.open_lab() as lab:
-        plan = lab.plan(spec, data, name=file.stem)
-        done = lab.runtime.ledger.done([node.fingerprint for node in plan.nodes])
-        todo = [node for node in plan.nodes if node.fingerprint not in done]
-        require_models(todo)
-        if not as_json:
-            passages = sum(node.kind == "embed" and node.label == "passage" for node in todo)
-            characters = passages * sum(len(d.text) for d in data.documents)
-            console.show_plan(plan, len(done), lab.runtime.database.name, characters)
-        run = lab.run_sweep(plan)
-        result = lab.sweep_result(run.sweep_id) if run.results else None
-        body = run.as_json()
-        if result is not None:
-            body |= {"verdict": result.verdict, "best": result.best}
-        if not as_json:
-            console.show_sweep(run, result)
-        if report and result is not None:
-            with waiting("rendering the report"):
-                page = lab.report(result, output)
-            body["report"] = str(page)
-            if not as_json:
-                console.show_page("report", page)
+        finished, body = running.run(task, lab, quiet=as_json, report=report or output is not None)
     if as_json:
         console.print_json(body)
-    if run.errors:
+    if finished.errors:
         raise typer.Exit(1)
 
 
@@ -165,7 +138,7 @@ def run(
         if hits is not None:
             exports.write_hits(result, hits)
         if not as_json:
-            console.show_trial(result)
+            display.show_trial(result)
     if as_json:
         console.print_json(result.as_json())
 
@@ -197,7 +170,7 @@ def search(
     if as_json:
         console.print_json(result.as_json())
     else:
-        console.show_search(result, [Path(file).name for file in files] or [""])
+        display.show_search(result, [Path(file).name for file in files] or [""])
 
 
 @app.command()
@@ -220,7 +193,7 @@ def compare(
         result = lab.compare(results[0], results[1], metric or failure_metric(results[0]))
         body = result.as_json()
         if not as_json:
-            console.show_comparison(result)
+            display.show_comparison(result)
     if as_json:
         console.print_json(body)
 
@@ -260,7 +233,7 @@ def inspect(
     if as_json:
         console.print_json(body)
     else:
-        console.show_page(f"query {query}", page)
+        display.show_page(f"query {query}", page)
 
 
 @app.command()
@@ -279,7 +252,7 @@ def report(
     if as_json:
         console.print_json({"sweep": sweep_id, "report": str(path)})
     else:
-        console.show_page("report", path)
+        display.show_page("report", path)
 
 
 # --- set-up and datasets -------------------------------------------------------------------------
@@ -294,7 +267,7 @@ def doctor(as_json: JsonOption = False) -> None:
     for check in examine():
         checks.append(check)
         if not as_json:
-            console.show_examined(check)
+            display.show_examined(check)
     ok = all(check.ok or check.optional for check in checks)
     if as_json:
         console.print_json({"ok": ok, "checks": [check.as_json() for check in checks]})
@@ -321,7 +294,7 @@ def data_ls(as_json: JsonOption = False) -> None:
         names = ("name", "description", "licence", "documents", "queries")
         console.print_json({"datasets": [{name: getattr(e, name) for name in names} for e in entries]})
     else:
-        console.show_catalogue(entries)
+        display.show_catalogue(entries)
 
 
 @data_app.command("show")
@@ -346,7 +319,7 @@ def data_show(
     if as_json:
         console.print_json(body)
     else:
-        console.show_dataset(body, data, count)
+        display.show_dataset(body, data, count)
 
 
 @data_app.command("check")
@@ -360,7 +333,7 @@ def data_check(
     if as_json:
         console.print_json(checked.as_json())
     else:
-        console.show_check(checked)
+        display.show_check(checked)
     if not checked.ok:
         raise typer.Exit(2)
 

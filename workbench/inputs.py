@@ -71,7 +71,7 @@ def check_metric(metric: str, trial: TrialSpec, data: Dataset) -> None:
     """
     from workbench import evaluation
 
-    evaluation.check_metric(metric, trial.scored, data.queries)
+    evaluation.check_metric(metric, trial.scored, data.queries, answers=trial.generates)
     if not any(q.evidence for q in data.queries):
         raise InputError("no query here has evidence, so nothing can be scored", where=data.name, hint="add gold spans")
 

@@ -14,7 +14,16 @@ from rich.progress import Progress as Bars
 from workbench.pipeline.execute import Progress
 from workbench.pipeline.graph import Node
 
-_ITEMS = {"chunk": "documents", "embed": "texts", "index": "rows", "retrieve": "queries", "score": "queries"}
+_ITEMS = {
+    "chunk": "documents",
+    "context": "contexts",
+    "embed": "texts",
+    "index": "rows",
+    "retrieve": "queries",
+    "rerank": "pairs",
+    "generate": "answers",
+    "score": "queries",
+}
 
 
 def _terminal() -> Console | None:
@@ -55,6 +64,17 @@ def show_progress(enabled: bool = True) -> Iterator[Progress | None]:
 
     with bars, _notes_to(bars.console):
         yield advance
+
+
+@contextlib.contextmanager
+def show_notes(enabled: bool = True) -> Iterator[None]:
+    """What the workbench logs at level INFO, line by line, while the block runs; silent where nobody would see it."""
+    console = _terminal() if enabled else None
+    if console is None:
+        yield
+        return
+    with _notes_to(console):
+        yield
 
 
 @contextlib.contextmanager

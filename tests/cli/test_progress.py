@@ -62,7 +62,7 @@ def on_a_terminal(environment: dict[str, str]) -> tuple[str, str]:
 def test_a_terminal_gets_bars_and_words() -> None:
     out, drawn = on_a_terminal({"TERM": "xterm", "COLUMNS": "100"})
     assert out == "result\n"
-    for words in ("loading model [minilm]", "rerank late", "4/4", "items"):
+    for words in ("loading model [minilm]", "rerank late", "4/4", "pairs"):
         assert words in drawn
     assert "noise" not in drawn
 

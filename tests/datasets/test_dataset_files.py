@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workbench.datasets import Dataset, load
+from workbench.datasets.files import locate
 from workbench.datasets.texts import first_heading, occurrences
 from workbench.errors import DatasetError
 from workbench.records import SCHEMAS, Document, Evidence, Query, check_frame, text_lengths
@@ -127,6 +128,61 @@ def test_prose_folder(tmp_path: Path) -> None:
     assert (found.name, found.licence, found.queries) == ("mine", "MIT", ())
     assert found.notes == ("docs/blank.md is blank and was left out",)
     assert found.folder == tmp_path.resolve()
+
+
+def test_without_a_card_docs_is_a_folder_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    for name in ("a.md", "docs/a.md"):
+        (tmp_path / name).write_text(name)
+    assert [d.doc_id for d in load(tmp_path).documents] == ["a.md", "docs/a.md"]
+    (tmp_path / "dataset.toml").touch()
+    with pytest.raises(DatasetError, match=r"doc_id 'a.md' is taken"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["node_modules", "__pycache__", ".git", ".venv", ".hidden"])
+def test_folders_of_tools_hold_no_documents(tmp_path: Path, name: str) -> None:
+    for folder in (tmp_path / name / "deep", tmp_path / "src" / name, tmp_path / f"my{name}"):
+        folder.mkdir(parents=True)
+        (folder / "a.md").write_text("text")
+    assert [d.doc_id for d in load(tmp_path).documents] == [f"my{name}/a.md"]
+
+
+SAID = "“Don’t,” she said – and\tleft (at 5.0)."
+CHANGED = "but for case, white space, quotation marks and dashes it stands at"
+
+
+@pytest.mark.parametrize(
+    ("quote", "hint"),
+    [
+        ("she said – and left", "but for white space it stands at 9:28 of 'a'"),
+        ("she said - and left", f"{CHANGED} 9:28 of 'a'"),
+        ('"Don\'t," she', f"{CHANGED} 0:12 of 'a'"),
+        ("«DON`T,»", f"{CHANGED} 0:8 of 'a'"),
+        ("Left (AT 5.0)", f"{CHANGED} 24:37 of 'a'"),
+    ],
+)
+def test_a_quote_that_copying_changed_is_shown_its_place(quote: str, hint: str) -> None:
+    assert locate(quote, {"a": SAID, "b": "other"}) == f"quote {quote!r} is not in 2 documents; {hint}"
+
+
+@pytest.mark.parametrize("quote", ["left (at 5x0)", "she said-and left", "DON", "'Don't,'"])
+def test_a_quote_of_other_words_or_of_two_places_is_shown_none(quote: str) -> None:
+    assert locate(quote, {"a": SAID, "b": "I don’t."}) == f"quote {quote!r} is not in 2 documents"
+
+
+COPIED = str.maketrans("'\"-", "’”–")
+
+
+@given(st.text("ab'\"- .*(", min_size=1, max_size=12).filter(str.strip))
+def test_marks_that_an_editor_replaced_are_found_again(quote: str) -> None:
+    text = f"[{quote.translate(COPIED)}]"
+    found = locate(quote, {"a": text})
+    if isinstance(found, tuple):
+        assert text[found[1] : found[2]] == quote
+    elif text.count(quote.translate(COPIED).strip()) == 1:
+        start = text.index(quote.translate(COPIED).strip())
+        assert f"it stands at {start}:{start + len(quote.strip())} of 'a'" in found
 
 
 def test_readme_is_a_document_of_a_plain_folder(tmp_path: Path) -> None:

@@ -124,10 +124,10 @@ def test_recipes_do_not_depend_on_queries_while_fingerprints_do(
     more = dataclasses.replace(tiny, queries=(*tiny.queries, Query("q10", "one more")))
     one, two = graph.build(trial, tiny, runtime), graph.build(trial, more, runtime)
     assert one.chunk.fingerprint == two.chunk.fingerprint
-    assert one.retrieve.recipe == two.retrieve.recipe
-    assert one.retrieve.fingerprint != two.retrieve.fingerprint
+    assert one.hits.recipe == two.hits.recipe
+    assert one.hits.fingerprint != two.hits.fingerprint
     other = graph.build(trial.vary("chunk.tokens", 16), tiny, runtime)
-    assert other.retrieve.recipe != one.retrieve.recipe, "the chunks are in the recipe"
+    assert other.hits.recipe != one.hits.recipe, "the chunks are in the recipe"
 
 
 def test_gold_changes_scores_only(runtime: Runtime, tiny: Dataset, words_trial: TrialSpec) -> None:

@@ -114,6 +114,19 @@ class Dataset:
             raise DatasetError(f"a limit of {n} queries is negative", [], where=self.name)
         return self.asking(self.queries[:n])
 
+    def first_documents(self, n: int) -> Dataset:
+        """The first `n` documents, whole, with the queries that they answer alone; unanswerable ones stay.
+
+        Raises:
+            DatasetError: `n` is less than one.
+        """
+        if n < 1:
+            raise DatasetError(f"{n} documents are no corpus", [], where=self.name)
+        kept = self.documents[:n]
+        names = {d.doc_id for d in kept}
+        queries = tuple(q for q in self.queries if all(e.doc_id in names for e in q.evidence))
+        return dataclasses.replace(self, documents=kept, queries=queries)
+
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {len(self.documents)} documents, {len(self.queries)} queries)"
 

@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ from workbench.records import Document, Evidence, Query, Unit
 
 CARD, CORPUS, QUERIES, QUESTIONS = "dataset.toml", "corpus.jsonl", "queries.jsonl", "questions.csv"
 PROSE = {".md", ".txt"}
+NO_PROSE = {"node_modules", "__pycache__"}
+"""Folders of tools, which are skipped as hidden ones are."""
+ALIKE = ("'‘’‚‛′`´", '"“”„‟″«»', "-‐‑‒–—―−")
+"""Characters that editors put in each other's place: quotation marks, single and double, and dashes."""
 
 
 class Card(Row):
@@ -31,7 +36,7 @@ class Card(Row):
     licence: str = "unknown"
     source: str = ""
     description: str = ""
-    documents: Literal["pydoc-topics"] | None = None
+    documents: Literal["pydoc-topics", "filings"] | None = None
 
 
 class DocumentRow(Row):
@@ -159,12 +164,14 @@ def _corpus_rows(path: Path, faults: Faults) -> Iterator[Document]:
 
 def _prose(folder: Path, reading: Reading) -> Iterator[Document]:
     described = any((folder / name).is_file() for name in (CARD, QUERIES, QUESTIONS))
+    # A dataset with a card keeps its documents apart in docs/; elsewhere that is a folder like any other.
+    apart = "docs/" if (folder / CARD).is_file() else ""
     paths: dict[str, Path] = {}
     for path in prose_files(folder):
         inside = path.relative_to(folder).as_posix()
         if described and inside.lower() == "readme.md":
             continue
-        doc_id = inside.removeprefix("docs/")
+        doc_id = inside.removeprefix(apart)
         if doc_id in paths:
             reading.faults.add(inside, f"doc_id {doc_id!r} is taken by {paths[doc_id].relative_to(folder).as_posix()}")
         paths.setdefault(doc_id, path)
@@ -188,9 +195,9 @@ def _prose(folder: Path, reading: Reading) -> Iterator[Document]:
 
 
 def prose_files(folder: Path) -> Iterator[Path]:
-    """Prose files below a folder; hidden files and folders (.git, .ipynb_checkpoints) are no documents."""
+    """Prose files below a folder; hidden files and folders (.git, .venv) and tools' folders are no documents."""
     for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in NO_PROSE]
         yield from (
             Path(root, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in PROSE
         )
@@ -298,12 +305,23 @@ def locate(quote: str, texts: dict[str, str]) -> tuple[str, int, int] | str:
     if places:
         shown = ", ".join(f"{doc_id!r} at {at}" for doc_id, at in places[:3]) + (", …" if len(places) > 3 else "")
         return f"quote {shortened(quote)} stands {len(places)} times in {scope} ({shown}); make it longer"
+    return f"quote {shortened(quote)} is not in {scope}{_almost(quote, texts)}"
+
+
+def _almost(quote: str, texts: dict[str, str]) -> str:
+    """Where a quote stands but for what copying changes, if in one place alone."""
     loose = [(doc_id, *span) for doc_id, text in texts.items() for span in loose_occurrences(text, quote)]
-    hint = ""
-    if len(loose) == 1:
-        doc_id, start, end = loose[0]
-        hint = f"; but for white space it stands at {start}:{end} of {doc_id!r}"
-    return f"quote {shortened(quote)} is not in {scope}{hint}"
+    but = "white space"
+    if not loose:
+        but = "case, white space, quotation marks and dashes"
+        alike = {mark: f"[{re.escape(marks)}]" for marks in ALIKE for mark in marks}
+        words = ("".join(alike.get(c, re.escape(c)) for c in word) for word in quote.split())
+        pattern = re.compile(r"\s+".join(words), re.IGNORECASE)
+        loose = [(doc_id, *match.span()) for doc_id, text in texts.items() for match in pattern.finditer(text)]
+    if len(loose) != 1:
+        return ""
+    doc_id, start, end = loose[0]
+    return f"; but for {but} it stands at {start}:{end} of {doc_id!r}"
 
 
 def _question_rows(path: Path, texts: dict[str, str], faults: Faults) -> Iterator[Query]:

@@ -1,4 +1,4 @@
-"""Scores from records: span, evidence and document metrics, and the statistics that compare trials.
+"""Scores from records: span, evidence, document and answer metrics, and the statistics that compare trials.
 
 Pure: frames and records in, frames and records out; no store, no models. A new metric is a row in
 `metrics.METRICS`, its arithmetic in the room of its unit, and a section in docs/metrics.md.
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
+from workbench.evaluation.answers import score_answers
 from workbench.evaluation.documents import score_documents
 from workbench.evaluation.metrics import (
     METRICS,
@@ -28,7 +29,11 @@ from workbench.specs import ScoreSpec
 CODE_VERSION = 1
 """Part of a score stage's fingerprint; raised when any score of the same inputs would change."""
 
+ANSWERS_VERSION = 1
+"""The same for the metrics of answers, in the fingerprint of stages that score any."""
+
 __all__ = [
+    "ANSWERS_VERSION",
     "CODE_VERSION",
     "METRICS",
     "NO_EVIDENCE",
@@ -39,6 +44,7 @@ __all__ = [
     "locate_occurrences",
     "metric_names",
     "score",
+    "score_answers",
     "score_documents",
     "score_matrix",
     "score_spans",
@@ -53,15 +59,18 @@ def score(
     spec: ScoreSpec,
     *,
     occurrences: Occurrences | None = None,
+    answers: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """All metrics of a ranking: `score_spans` and `score_documents`, one Score frame.
+    """All metrics of a ranking, and of the answers made of it: `score_spans`, `score_documents` and, with
+    answers, `score_answers`, one Score frame.
 
     Raises:
         FrameError: an input does not fit.
     """
-    return pl.concat(
-        [
-            score_spans(hits, chunks, queries, texts, spec, occurrences=occurrences),
-            score_documents(hits, chunks, queries, texts, spec),
-        ]
-    )
+    frames = [
+        score_spans(hits, chunks, queries, texts, spec, occurrences=occurrences),
+        score_documents(hits, chunks, queries, texts, spec),
+    ]
+    if answers is not None:
+        frames.append(score_answers(answers, queries, chunks))
+    return pl.concat(frames)

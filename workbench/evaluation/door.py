@@ -46,9 +46,7 @@ def enter(
     lengths = {doc_id: len(text) for doc_id, text in texts.items()}
     chunks = check_frame(Chunk, chunks, stage=STAGE, text_lengths=lengths)
     hits = check_frame(Hit, hits, stage=STAGE)
-    doubled = [query_id for query_id, times in Counter(q.query_id for q in queries).items() if times > 1]
-    if doubled:
-        raise FrameError("queries do not fit", [f"duplicate query_id {q!r}" for q in doubled[:20]], where=STAGE)
+    check_queries(queries)
     evidence = [
         (q.query_id, e.doc_id, e.start, e.end, e.grade, e.unit)
         for q in queries
@@ -80,3 +78,10 @@ def enter(
     if faults:
         raise FrameError("Hit frame does not fit", faults[:60], where=STAGE)
     return Rankings(joined["doc_id"].to_list(), joined["start"].to_list(), joined["end"].to_list(), rows), chunks
+
+
+def check_queries(queries: Sequence[Query]) -> None:
+    """Refuse queries that share an id (FrameError)."""
+    doubled = [query_id for query_id, times in Counter(q.query_id for q in queries).items() if times > 1]
+    if doubled:
+        raise FrameError("queries do not fit", [f"duplicate query_id {q!r}" for q in doubled[:20]], where=STAGE)

@@ -17,8 +17,13 @@ from workbench.specs import ScoreSpec
 
 NO_EVIDENCE = "no evidence"
 """The reason of an unanswerable query's scores: such queries are reported apart, not averaged."""
+HAS_EVIDENCE = "has evidence"
+"""The reason of an answerable query's `abstained`."""
+NO_REFERENCE = "no reference answer"
+APART = frozenset({NO_EVIDENCE, HAS_EVIDENCE, NO_REFERENCE})
+"""Reasons that lie in the query, whatever a trial does: nothing is missing there."""
 
-Measures = Literal["characters", "evidence", "documents"]
+Measures = Literal["characters", "evidence", "documents", "answers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +40,10 @@ class Metric:
     higher_is_better: bool = True
 
     @property
-    def unit(self) -> Unit:
-        """Which unit of evidence the metric needs."""
-        return "document" if self.measures == "documents" else "span"
+    def unit(self) -> Unit | None:
+        """Which unit of evidence the metric needs; None where either will do."""
+        units: Mapping[Measures, Unit | None] = {"documents": "document", "answers": None}
+        return units.get(self.measures, "span")
 
 
 METRICS: Mapping[str, Metric] = {
@@ -56,19 +62,28 @@ METRICS: Mapping[str, Metric] = {
         Metric("doc_recall", "documents", True, "share of the relevant documents retrieved (ir_measures R)"),
         Metric("doc_mrr", "documents", False, "1 / rank of the first relevant document (ir_measures RR)"),
         Metric("map", "documents", False, "average precision of the ranking of documents (ir_measures AP)"),
+        Metric("exact_match", "answers", False, "1 if the answer is the reference answer, but for case and the like"),
+        Metric("token_f1", "answers", False, "harmonic mean of precision and recall of the answer's tokens"),
+        Metric("citation_precision", "answers", False, "share of the cited passages that overlap evidence"),
+        Metric("citation_recall", "answers", False, "share of a query's evidence that a cited passage overlaps"),
+        Metric("answered", "answers", False, "1 if an answerable query was not refused"),
+        Metric("abstained", "answers", False, "1 if an unanswerable query was refused"),
     )
 }
 """Family name -> Metric, in the order in which scores are written. docs/metrics.md has the formulas."""
 
-_NAME = re.compile(r"([a-z_]+)(?:@([1-9][0-9]*))?")
+_NAME = re.compile(r"([a-z_][a-z0-9_]*)(?:@([1-9][0-9]*))?")
 
 
-def metric_names(spec: ScoreSpec, unit: Unit | None = None) -> tuple[str, ...]:
-    """All metric names under a spec, families in table order and k ascending; `unit` keeps one unit's."""
+def metric_names(spec: ScoreSpec, unit: Unit | None = None, *, answers: bool = False) -> tuple[str, ...]:
+    """All metric names under a spec, families in table order and k ascending.
+
+    `unit` keeps one unit's; metrics of answers have none, and are there where `answers` are generated.
+    """
     return tuple(
         name
         for m in METRICS.values()
-        if unit is None or m.unit == unit
+        if (answers or m.measures != "answers") and (unit is None or m.unit == unit)
         for name in ([f"{m.name}@{k}" for k in sorted(set(spec.k))] if m.cutoff else [m.name])
     )
 
@@ -90,16 +105,29 @@ def higher_is_better(name: str) -> bool:
     return metric is None or metric.higher_is_better
 
 
-def check_metric(name: str, spec: ScoreSpec, queries: Sequence[Query] = ()) -> None:
+def check_metric(name: str, spec: ScoreSpec, queries: Sequence[Query] = (), *, answers: bool = False) -> None:
     """Refuse a primary metric that scoring under `spec` (of these queries, where given) would not produce.
 
     Raises:
-        SpecError: the name is unknown (with the nearest known ones), its k is not in `score.k`, or the
-            queries are judged in the other unit only.
+        SpecError: the name is unknown (with the nearest known ones), its k is not in `score.k`, the
+            queries are judged in the other unit only, or a metric of answers has none that it can score.
     """
+    metric = _family(name)
+    if metric and metric.measures == "answers":
+        if not answers:
+            raise SpecError(
+                f"{name!r} needs answers, and none are generated", where="metric", hint='set generate.kind = "answer"'
+            )
+        why = {cannot_score(name, query) for query in queries}
+        if why and None not in why:
+            raise SpecError(
+                f"{name!r} scores none of the queries: {' or '.join(sorted(filter(None, why)))}",
+                where="metric",
+                hint="take another metric, or add what it needs to the queries",
+            )
+        return
     if name in metric_names(spec):
-        metric = _family(name)
-        if metric and queries and not scored_queries(queries, metric.unit):
+        if metric and metric.unit and queries and not scored_queries(queries, metric.unit):
             raise SpecError(
                 f"{name!r} needs evidence of unit {metric.unit!r}, which no query has",
                 where="metric",
@@ -119,13 +147,25 @@ def check_metric(name: str, spec: ScoreSpec, queries: Sequence[Query] = ()) -> N
     elif not k and stem in METRICS:
         hint = f"{stem!r} needs a cut-off, for example '{stem}@{spec.k[0]}'"
     else:
-        hint = did_you_mean(name, metric_names(spec))
+        hint = did_you_mean(name, metric_names(spec, answers=answers))
     raise SpecError(f"unknown metric {name!r}", where="metric", hint=hint)
 
 
 def has_evidence(query: Query, unit: Unit) -> bool:
     """Whether a query has a positive judgement of this unit."""
     return any(e.unit == unit and e.grade > 0 for e in query.evidence)
+
+
+def cannot_score(name: str, query: Query) -> str | None:
+    """Why no answer to this query, whatever it says, has a score of a metric of answers; None where one has."""
+    answerable = any(e.grade > 0 for e in query.evidence)
+    if name == "abstained":
+        return HAS_EVIDENCE if answerable else None
+    if not answerable:
+        return NO_EVIDENCE
+    if name in ("exact_match", "token_f1") and not (query.answer or "").strip():
+        return NO_REFERENCE
+    return None
 
 
 def scored_queries(queries: Sequence[Query], unit: Unit) -> list[Query]:
@@ -160,13 +200,13 @@ def score_matrix(trials: Sequence[pl.DataFrame], metric: str) -> tuple[list[str]
 
     Returns:
         The query ids (in order of first appearance), the values as (trials x queries) with NaN for
-        unscored, and the ids left out because their reason is `NO_EVIDENCE` in every trial that has
+        unscored, and the ids left out because their reason is one of `APART` in every trial that has
         them: those queries cannot be scored, so they are not missing values.
     """
     rows = [frame.filter(pl.col("metric") == metric) for frame in trials]
     merged = pl.concat(rows) if rows else pl.DataFrame(schema=SCHEMAS[Score])
     apart = merged.group_by("query_id", maintain_order=True).agg(
-        ((pl.col("reason") == NO_EVIDENCE).fill_null(False) & pl.col("value").is_null()).all().alias("apart")
+        (pl.col("reason").is_in(sorted(APART)).fill_null(False) & pl.col("value").is_null()).all().alias("apart")
     )
     ids = apart.filter(~pl.col("apart"))["query_id"].to_list()
     column = {query_id: i for i, query_id in enumerate(ids)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -140,7 +140,7 @@ class LanguageModel(Protocol):
         """The model's own, or one that never counts too few tokens."""
         ...
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Call]]:
+    def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, Call], None, None]:
         """Send requests in order, several at a time; (position, call) of each as it finishes.
 
         Closing the iterator cancels what is on the way.

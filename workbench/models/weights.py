@@ -29,7 +29,24 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WEIGHTS = {".safetensors", ".bin"}
-_READ_BY_LOADERS = {*_WEIGHTS, ".json", ".txt", ".model"}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What kinds of models differ in, for whoever looks for their files."""
+
+    table: str
+    """What stands before `model` and `revision` where an error names the key of a spec."""
+    short: tuple[str, ...]
+    """Its short names, for hints."""
+    reads: frozenset[str]
+    """Suffixes of the files that its loaders read."""
+
+
+ENCODER = Family("embed.", tuple(PACKAGED), frozenset({*_WEIGHTS, ".json", ".txt", ".model"}))
+# A chat template is part of what a language model reads, and means nothing to an encoder.
+LLM = Family("", ("smollm2-135m",), ENCODER.reads | {".jinja"})
+TOKENIZER = Family("", LLM.short, LLM.reads - _WEIGHTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +57,10 @@ class Weights:
     """A folder, or the name on the hub."""
     commit: str | None
     """The hub's commit, which a loader must ask for; None for a folder."""
-    identity: Mapping[str, str]
+    identity: Mapping[str, str | int]
 
 
-def locate(model: str, revision: str | None = None, cache: Path | None = None) -> Weights:
+def locate(model: str, revision: str | None = None, cache: Path | None = None, *, family: Family = ENCODER) -> Weights:
     """Find a model by short name, folder, or hub name ("organisation/name"), in this order.
 
     The weights of a folder are identified by SHA-256 of its files; `cache` keeps their digests from
@@ -55,18 +72,18 @@ def locate(model: str, revision: str | None = None, cache: Path | None = None) -
         ModelError: nothing of that name, a folder without weights, or a hub that cannot be asked.
         SpecError: a revision of a model that is no hub name.
     """
-    folder = _folder(model)
+    folder = _folder(model, family)
     if folder is None:
-        commit = _commit(model, revision)
+        commit = _commit(model, revision, family)
         return Weights(model, commit, {"weights": f"hub:{model}@{commit}"})
     if revision is not None:
         raise SpecError(
             f"{model!r} is no hub name, so it has no revisions",
-            where="embed.revision",
+            where=f"{family.table}revision",
             hint="leave revision out: a local model is identified by its files",
         )
-    identity = {"weights": f"sha256:{_folder_digest(folder, cache)}"}
-    if pooling := _pooling(folder):
+    identity = {"weights": f"sha256:{_folder_digest(folder, cache, family)}"}
+    if family is ENCODER and (pooling := _pooling(folder)):
         identity["pooling"] = pooling
     return Weights(str(folder), None, identity)
 
@@ -76,7 +93,7 @@ def dimensions(model: str) -> int | None:
 
     Modules beside the transformer and several pooling modes change the length; a hub model is not here yet.
     """
-    folder = _folder(model)
+    folder = _folder(model, ENCODER)
     if folder is None:
         return None
     modules = {module["type"].rpartition(".")[2] for module in _modules(folder)}
@@ -87,9 +104,9 @@ def dimensions(model: str) -> int | None:
     return None
 
 
-def _folder(model: str) -> Path | None:
+def _folder(model: str, family: Family) -> Path | None:
     """The folder of a local model; None for a well-formed hub name."""
-    if package := PACKAGED.get(model):
+    if model in family.short and (package := PACKAGED.get(model)):
         try:
             return Path(importlib.import_module(package).MODEL_DIR)
         except ImportError as error:
@@ -103,15 +120,15 @@ def _folder(model: str) -> Path | None:
         raise ModelError("no such model folder", where=str(path), hint="give an existing folder or a hub name")
     raise ModelError(
         f"unknown model {model!r}",
-        where="embed.model",
-        hint=f"{did_you_mean(model, PACKAGED)} or give a folder, or a hub name such as organisation/name",
+        where=f"{family.table}model",
+        hint=f"{did_you_mean(model, family.short)} or give a folder, or a hub name such as organisation/name",
     )
 
 
 # --- folders -------------------------------------------------------------------------------------
 
 
-def _folder_digest(folder: Path, cache: Path | None) -> str:
+def _folder_digest(folder: Path, cache: Path | None, family: Family) -> str:
     """SHA-256 over the names and contents of the files that loaders read.
 
     Only the root and the folders of its modules count: training checkpoints and exports to other
@@ -123,15 +140,15 @@ def _folder_digest(folder: Path, cache: Path | None) -> str:
         for place in places
         if place.is_dir()
         for file in place.iterdir()
-        if file.suffix in _READ_BY_LOADERS and file.is_file()
+        if file.suffix in family.reads and file.is_file()
     }
-    if not any(file.suffix in _WEIGHTS for file in files.values()):
+    if family.reads & _WEIGHTS and not any(file.suffix in _WEIGHTS for file in files.values()):
         raise ModelError(
             "the folder holds no weights (*.safetensors, *.bin)",
             where=str(folder),
             hint="give the folder that save_pretrained or SentenceTransformer.save wrote",
         )
-    parts = [(name, _file_digest(files[name], cache)) for name in sorted(files)]
+    parts = [(name, file_digest(files[name], cache)) for name in sorted(files)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -164,7 +181,8 @@ def _pooling(folder: Path) -> str | None:
     return None
 
 
-def _file_digest(file: Path, cache: Path | None) -> str:
+def file_digest(file: Path, cache: Path | None) -> str:
+    """SHA-256 of a file, hashed once per path, size and modification time (see `locate` for `cache`)."""
     stat = file.stat()
     return _digest_of(str(file.resolve()), stat.st_size, stat.st_mtime_ns, cache)
 
@@ -193,7 +211,7 @@ def _digest_of(path: str, size: int, mtime_ns: int, cache: Path | None) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _commit(name: str, revision: str | None) -> str:
+def _commit(name: str, revision: str | None, family: Family) -> str:
     if revision and _COMMIT.fullmatch(revision):
         return revision
     try:
@@ -209,17 +227,17 @@ def _commit(name: str, revision: str | None) -> str:
         # A download of the branch, not of the commit, notes in the hub's cache where the branch is.
         return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
     except Exception as error:  # network, name, access and offline faults have no common base below Exception
-        raise hub_error(name, revision, error) from error
+        raise hub_error(name, revision, error, family=family) from error
 
 
-def hub_error(name: str, revision: str | None, error: Exception) -> ModelError:
+def hub_error(name: str, revision: str | None, error: Exception, *, family: Family = ENCODER) -> ModelError:
     """What the hub's client said, in one line, with the next step."""
     reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
     at = f" at revision {revision!r}" if revision else ""
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     return ModelError(
         f"model {name!r}{at} did not come from the Hugging Face hub: {reason}",
-        where="embed.model",
+        where=f"{family.table}model",
         hint=("HF_HUB_OFFLINE is set and the local hub cache lacks it; unset it, " if offline else "check the name, ")
-        + f"give the folder of a downloaded copy, or use {', '.join(map(repr, PACKAGED))}, which works offline",
+        + f"give the folder of a downloaded copy, or use {', '.join(map(repr, family.short))}, which works offline",
     )

@@ -11,12 +11,13 @@ import polars as pl
 from workbench.errors import InputError
 from workbench.evaluation import higher_is_better, score_matrix
 from workbench.evaluation.statistics import Comparison, Interval, Paired, paired, verdict
-from workbench.pipeline.results import TrialResult, html_table
+from workbench.pipeline.results import TrialResult
+from workbench.pipeline.shown import Rows, Shown
 from workbench.pipeline.summaries import clusters
 
 
 @dataclass(frozen=True)
-class TrialComparison:
+class TrialComparison(Shown):
     """Trial `b` against trial `a` on one metric; differences are b - a."""
 
     metric: str
@@ -64,10 +65,10 @@ class TrialComparison:
             "verdict": self.verdict,
         }
 
-    def _repr_html_(self) -> str:
+    def _rows(self) -> Rows:
         moved = self.queries.filter(pl.col("difference") != 0)
         rows = [(q, text, f"{a:.3f}", f"{b:.3f}", f"{d:+.3f}") for q, text, a, b, d in moved.head(20).iter_rows()]
-        return html_table(self.verdict, ("query", "question", self.a.label, self.b.label, "difference"), rows)
+        return self.verdict, ("query", "question", self.a.label, self.b.label, "difference"), rows
 
 
 def compare(a: TrialResult, b: TrialResult, metric: str) -> TrialComparison:

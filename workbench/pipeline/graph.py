@@ -27,18 +27,33 @@ from workbench.specs import (
     Given,
     Hnsw,
     Hybrid,
+    Lead,
+    NoContext,
+    NoGeneration,
+    NoRerank,
     Python,
+    QueryLikelihood,
+    Sampled,
+    Served,
     TrialSpec,
     fingerprint,
 )
-from workbench.stages import chunking
+from workbench.stages import chunking, contextual, generation, reranking
+from workbench.stages.prompting import load_prompt
 from workbench.stages.retrieval import analyzer_identity
 from workbench.store.vectors import check_dimensions
 
-Kind = Literal["chunk", "embed", "index", "retrieve", "score"]
+Kind = Literal["chunk", "context", "embed", "index", "retrieve", "rerank", "generate", "score"]
 
-CODE: Mapping[Kind, int] = {"embed": 1, "index": 1, "retrieve": 1, "score": evaluation.CODE_VERSION}
-"""Code version of each stage; raised when its output or a default changes. Chunkers have one each."""
+CODE: Mapping[Kind, int] = {
+    "embed": 1,
+    "index": 1,
+    "retrieve": 1,
+    "generate": generation.CODE_VERSION,
+    "score": evaluation.CODE_VERSION,
+}
+"""Code version of each stage; raised when its output or a default changes. Chunkers, contexts and rerankers have one
+a kind."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,10 @@ class Node:
         assert isinstance(found, Node)
         return found
 
+    def optional(self, name: str) -> Node | None:
+        """An input that is a node, where there is one."""
+        return self.node(name) if name in self.inputs else None
+
     def walk(self) -> Iterator[Node]:
         """This node's graph, inputs before what needs them, each once."""
         seen: set[str] = set()
@@ -93,11 +112,12 @@ class Node:
 
 @dataclass(frozen=True)
 class TrialGraph:
-    """The nodes of a trial; `score` is the leaf."""
+    """The nodes of a trial; `score` is the leaf, `hits` the final ranking."""
 
     trial: TrialSpec
     chunk: Node
-    retrieve: Node
+    hits: Node
+    answers: Node | None
     score: Node
 
     @property
@@ -113,16 +133,17 @@ def build(trial: TrialSpec, dataset: Dataset, runtime: Runtime) -> TrialGraph:
         SpecError, DatasetError, ModelError: what the trial names is not there or does not fit.
     """
     chunk = _chunk(trial, dataset, runtime)
-    retrieve = _retrieve(trial, trial.retrieve, chunk, dataset, runtime)
-    score = Node(
-        "score",
-        "score",
-        trial.scored,
-        CODE["score"],
-        {**trial.scored.identity(), "intervals": statistics.CODE_VERSION},
-        {"chunks": chunk, "hits": retrieve, "gold": dataset.gold_fingerprint},
-    )
-    return TrialGraph(trial, chunk, retrieve, score)
+    context = _context(trial, chunk, runtime)
+    retrieve = _retrieve(trial, trial.retrieve, chunk, context, dataset, runtime)
+    hits = _rerank(trial, retrieve, chunk, context, dataset, runtime)
+    answers = _generate(trial, hits, chunk, dataset, runtime)
+    identity = {**trial.scored.identity(), "intervals": statistics.CODE_VERSION}
+    inputs: dict[str, Node | str] = {"chunks": chunk, "hits": hits, "gold": dataset.gold_fingerprint}
+    if answers is not None:
+        identity["answers"] = evaluation.ANSWERS_VERSION
+        inputs["answers"] = answers
+    score = Node("score", "score", trial.scored, CODE["score"], identity, inputs)
+    return TrialGraph(trial, chunk, hits, answers, score)
 
 
 def _chunk(trial: TrialSpec, dataset: Dataset, runtime: Runtime) -> Node:
@@ -150,32 +171,69 @@ def _file_digest(path: Path) -> str:
         raise DatasetError(f"the given chunks cannot be read: {reason}", [], where=str(path)) from None
 
 
-def _embed(trial: TrialSpec, texts: Node | str, role: Literal["query", "passage"], runtime: Runtime) -> Node:
+def _served(spec: Served, runtime: Runtime) -> dict[str, Any]:
+    """What of a spec and the model it names can change an answer: weights, not where they lie; text, not its name."""
+    identity = {k: v for k, v in spec.identity().items() if k not in Served.model_fields}
+    identity["language_model"] = dict(runtime.language_model_identity(spec))
+    identity |= runtime.counting_identity(spec)
+    if isinstance(spec, Sampled | QueryLikelihood):
+        identity["prompt"] = load_prompt(spec.prompt).digest
+    return identity
+
+
+def _context(trial: TrialSpec, chunk: Node, runtime: Runtime) -> Node | None:
+    spec = trial.context
+    if isinstance(spec, NoContext):
+        return None
+    identity = _served(spec, runtime) if isinstance(spec, Served) else spec.identity()
+    if isinstance(spec, Lead):
+        identity["tokenizer"] = dict(runtime.tokenizer(spec.tokenizer).identity)
+    identity.pop("legs", None)  # who sees a context does not change it
+    return Node("context", spec.kind, spec, contextual.CODE_VERSIONS[spec.kind], identity, {"chunks": chunk})
+
+
+def _seen_by(reader: str, trial: TrialSpec, context: Node | None) -> dict[str, Node | str]:
+    """The context as an input of a reader, where it sees it."""
+    sees = context is not None and not isinstance(trial.context, NoContext) and reader in trial.context.legs
+    return {"context": context} if sees and context is not None else {}
+
+
+def _embed(
+    trial: TrialSpec,
+    texts: Mapping[str, Node | str],
+    role: Literal["query", "passage"],
+    runtime: Runtime,
+) -> Node:
     spec: Embed = trial.embed
     other = "passage_prefix" if role == "query" else "query_prefix"
     # The weights say which model it is: where it lies, and by which branch it came, change nothing.
     identity = {k: v for k, v in spec.identity().items() if k not in (other, "model", "revision")}
     identity |= {"role": role, "weights": dict(runtime.embedder_identity(spec))}
-    return Node("embed", role, (spec, role), CODE["embed"], identity, {"texts": texts})
+    return Node("embed", role, (spec, role), CODE["embed"], identity, texts)
 
 
-def _index(trial: TrialSpec, spec: Exact | Hnsw, chunk: Node, runtime: Runtime) -> Node:
+def _index(trial: TrialSpec, spec: Exact | Hnsw, chunk: Node, context: Node | None, runtime: Runtime) -> Node:
     if spec.kind == "hnsw" and (dimensions := runtime.embedder_dimensions(trial.embed)):
         check_dimensions(spec, dimensions)
-    vectors = _embed(trial, chunk, "passage", runtime)
+    vectors = _embed(trial, {"texts": chunk, **_seen_by("dense", trial, context)}, "passage", runtime)
     return Node("index", spec.kind, spec, CODE["index"], spec.identity(), {"vectors": vectors})
 
 
 def _retrieve(
-    trial: TrialSpec, spec: Dense | Bm25 | Fts | Hybrid, chunk: Node, dataset: Dataset, runtime: Runtime
+    trial: TrialSpec,
+    spec: Dense | Bm25 | Fts | Hybrid,
+    chunk: Node,
+    context: Node | None,
+    dataset: Dataset,
+    runtime: Runtime,
 ) -> Node:
     code, queries = CODE["retrieve"], dataset.queries_fingerprint
     identity = spec.identity()
     if isinstance(spec, Dense):
-        index = _index(trial, trial.index, chunk, runtime)
+        index = _index(trial, trial.index, chunk, context, runtime)
         if trial.index.kind == "exact":
             identity.pop("ef_search", None)
-        embedded = _embed(trial, queries, "query", runtime)
+        embedded = _embed(trial, {"texts": queries}, "query", runtime)
         return Node(
             "retrieve",
             "dense",
@@ -187,17 +245,19 @@ def _retrieve(
         )
     if isinstance(spec, Bm25):
         identity |= {"lexical": trial.lexical.identity(), "analyzer": analyzer_identity(trial.lexical)}
+        texts = {"chunks": chunk, **_seen_by("bm25", trial, context)}
         return Node(
             "retrieve",
             "bm25",
             (spec, trial.lexical),
             code,
             identity,
-            {"chunks": chunk, "queries": queries},
-            {"chunks": chunk.fingerprint},
+            {**texts, "queries": queries},
+            {name: node.fingerprint for name, node in texts.items() if isinstance(node, Node)},
         )
     if isinstance(spec, Fts):
-        index = Node("index", "fts", spec, CODE["index"], {"kind": "fts", "config": spec.config}, {"chunks": chunk})
+        texts = {"chunks": chunk, **_seen_by("fts", trial, context)}
+        index = Node("index", "fts", spec, CODE["index"], {"kind": "fts", "config": spec.config}, texts)
         return Node(
             "retrieve",
             "fts",
@@ -207,7 +267,7 @@ def _retrieve(
             {"index": index, "queries": queries},
             {"index": index.fingerprint},
         )
-    legs: dict[str, Node | str] = {leg: _leg(trial, spec, leg, chunk, dataset, runtime) for leg in spec.legs}
+    legs: dict[str, Node | str] = {leg: _leg(trial, spec, leg, chunk, context, dataset, runtime) for leg in spec.legs}
     identity.pop("ef_search", None)  # it is the dense leg's
     return Node(
         "retrieve",
@@ -220,10 +280,41 @@ def _retrieve(
     )
 
 
-def _leg(trial: TrialSpec, spec: Hybrid, leg: str, chunk: Node, dataset: Dataset, runtime: Runtime) -> Node:
+def _leg(
+    trial: TrialSpec, spec: Hybrid, leg: str, chunk: Node, context: Node | None, dataset: Dataset, runtime: Runtime
+) -> Node:
     specs: dict[str, Dense | Bm25 | Fts] = {
         "dense": Dense(k=spec.depth, ef_search=spec.ef_search),
         "bm25": Bm25(k=spec.depth),
         "fts": Fts(k=spec.depth),
     }
-    return _retrieve(trial, specs[leg], chunk, dataset, runtime)
+    return _retrieve(trial, specs[leg], chunk, context, dataset, runtime)
+
+
+def _rerank(
+    trial: TrialSpec, retrieve: Node, chunk: Node, context: Node | None, dataset: Dataset, runtime: Runtime
+) -> Node:
+    """The rerank node, or what was retrieved where there is none."""
+    spec = trial.rerank
+    if isinstance(spec, NoRerank):
+        return retrieve
+    if isinstance(spec, Served):
+        identity = _served(spec, runtime)
+    else:
+        identity = {k: v for k, v in spec.identity().items() if k not in ("model", "revision")}
+        identity["weights"] = dict(runtime.scorer_identity(spec))
+    inputs = {
+        "hits": retrieve,
+        "chunks": chunk,
+        "queries": dataset.queries_fingerprint,
+        **_seen_by("rerank", trial, context),
+    }
+    return Node("rerank", spec.kind, spec, reranking.CODE_VERSIONS[spec.kind], identity, inputs)
+
+
+def _generate(trial: TrialSpec, hits: Node, chunk: Node, dataset: Dataset, runtime: Runtime) -> Node | None:
+    spec = trial.generate
+    if isinstance(spec, NoGeneration):
+        return None
+    inputs: dict[str, Node | str] = {"hits": hits, "chunks": chunk, "queries": dataset.queries_fingerprint}
+    return Node("generate", spec.kind, spec, CODE["generate"], _served(spec, runtime), inputs)

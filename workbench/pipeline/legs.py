@@ -52,15 +52,16 @@ def _bm25(node: Node, job: Job, texts: Sequence[str]) -> Compute:
     spec, terms = node.config
     assert isinstance(spec, Bm25)
     assert isinstance(terms, Lexical)
-    chunk = node.node("chunks")
+    chunk, context = node.node("chunks"), node.optional("context")
     analyze = analyzer(terms)
 
     @functools.cache
     def index() -> lexical.Bm25Index:
         # Named by what determines it: neither k nor the queries, so one index serves them all.
-        what = [chunk.fingerprint, node.identity["lexical"], node.identity["analyzer"]]
+        seen = [context.fingerprint] if context else []
+        what = [chunk.fingerprint, node.identity["lexical"], node.identity["analyzer"], *seen]
         folder = job.runtime.home / "lexical"
-        return lexical.Bm25Index.open(folder, digest(what), lambda: job.chunk_texts(chunk), analyze, terms)
+        return lexical.Bm25Index.open(folder, digest(what), lambda: job.chunk_texts(chunk, context), analyze, terms)
 
     def rank(positions: Sequence[int]) -> Sequence[Row]:
         return [index().search(analyze(texts[i]), spec.k) for i in positions]

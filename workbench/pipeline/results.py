@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,9 +14,11 @@ from workbench.datasets import Dataset
 from workbench.errors import InputError, did_you_mean
 from workbench.evaluation import higher_is_better, metric_names
 from workbench.parsing import parse
+from workbench.pipeline.calls import costs, totals
 from workbench.pipeline.execute import StageRun
 from workbench.pipeline.graph import TrialGraph
 from workbench.pipeline.job import Job
+from workbench.pipeline.shown import Rows, Shown
 from workbench.specs import TrialSpec
 from workbench.store import tables
 from workbench.store.database import Database
@@ -44,7 +45,7 @@ class StageSummary:
 
 
 @dataclass(frozen=True)
-class TrialResult:
+class TrialResult(Shown):
     """What a trial reached on a dataset. Frames are read from the store when asked for."""
 
     trial_id: int
@@ -59,7 +60,8 @@ class TrialResult:
         """metric -> {mean, low, high, n, unscored, method, note}."""
         stored = self._stage("score").details["metrics"]
         # jsonb keeps no order; the table's order is the one people expect.
-        return {name: stored[name] for name in metric_names(self.trial.scored) if name in stored}
+        names = metric_names(self.trial.scored, answers=self._find("generate") is not None)
+        return {name: stored[name] for name in names if name in stored}
 
     @cached_property
     def scores(self) -> pl.DataFrame:
@@ -75,10 +77,51 @@ class TrialResult:
 
     @cached_property
     def hits(self) -> pl.DataFrame:
-        """The Hit frame with the spans of the chunks: query_id, rank, chunk_no, score, doc_id, start, end."""
+        """The Hit frame with the spans of the chunks: query_id, rank, chunk_no, score, doc_id, start, end.
+
+        Of a trial that reranks, the final ranking, with rank_before: where retrieval had put the hit.
+        """
+        reranked = self._find("rerank")
+        stage = reranked or self._stage("retrieve")
         with self.database.transaction() as connection:
-            hits = tables.read_hits(connection, self.stages[-2].stage_id, [q.query_id for q in self.dataset.queries])
+            hits = tables.read_hits(connection, stage.stage_id, self._query_ids, before=reranked is not None)
         return hits.join(self.chunks, on="chunk_no", how="left", maintain_order="left")
+
+    @cached_property
+    def contexts(self) -> pl.DataFrame:
+        """chunk_no, doc_id, start, end, context: what was put before each chunk; no rows without contexts."""
+        stage = self._find("context")
+        texts: list[str] = []
+        if stage is not None:
+            with self.database.transaction() as connection:
+                texts = tables.read_contexts(connection, stage.stage_id)
+        return self.chunks.head(len(texts)).with_columns(pl.Series("context", texts, dtype=pl.String))
+
+    @cached_property
+    def answers(self) -> pl.DataFrame:
+        """One row a query: query_id, question, text, refused, shown, citations (chunk numbers), uncheckable,
+        dropped, and the tokens and times of its call; no rows where nothing was generated."""
+        stage = self._find("generate")
+        with self.database.transaction() as connection:
+            found = tables.read_answers(connection, stage.stage_id if stage else -1, self._query_ids)
+        questions = {q.query_id: q.text for q in self.dataset.queries}
+        asked = pl.Series("question", [questions[q] for q in found["query_id"]], dtype=pl.String)
+        return found.insert_column(1, asked)
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """Model calls of all stages, `live` in the run that produced this result; tokens in full."""
+        live = [s.computed if s.state == "computed" else 0 for s in self.stages]
+        return totals([s.details for s in self.stages], live)
+
+    @property
+    def costs(self) -> pl.DataFrame:
+        """One row a stage that asked a model: calls, tokens, the prefix cache's share, times (`calls.costs`)."""
+        return costs((f"{s.kind} {s.label}", s.details, s.seconds) for s in self.stages)
+
+    @property
+    def _query_ids(self) -> list[str]:
+        return [q.query_id for q in self.dataset.queries]
 
     def require_metric(self, metric: str) -> None:
         """Refuse a metric that this trial was not scored on.
@@ -105,8 +148,14 @@ class TrialResult:
         best = 1.0 if higher_is_better(metric) else 0.0
         return [q for q, value in self.score_of(metric).items() if value is not None and value != best]
 
+    def _find(self, kind: str) -> StageSummary | None:
+        """The last stage of a kind: of a hybrid's retrieve stages the one that fuses."""
+        return next((stage for stage in reversed(self.stages) if stage.kind == kind), None)
+
     def _stage(self, kind: str) -> StageSummary:
-        return next(stage for stage in reversed(self.stages) if stage.kind == kind)
+        found = self._find(kind)
+        assert found is not None, f"a trial has a {kind} stage"
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """The JSON object of `workbench run` (docs/datamodel.md)."""
@@ -121,31 +170,23 @@ class TrialResult:
                 "computed": sum(s.computed for s in self.stages if s.state == "computed"),
                 "repeated": sum(s.repeated for s in self.stages),
             },
-            "calls": {"live": 0, "cached": 0, "prompt_tokens": 0, "cached_tokens": 0, "output_tokens": 0},
+            "calls": self.calls,
         }
 
     def __repr__(self) -> str:
         return f"TrialResult({self.label!r} on {self.dataset.name!r}, {len(self.dataset.queries)} queries)"
 
-    def _repr_html_(self) -> str:
+    def _rows(self) -> Rows:
         head = ("metric", "mean", "95 % interval", "n", "unscored")
         rows = [
             (name, _number(m["mean"]), f"{_number(m['low'])} to {_number(m['high'])}", str(m["n"]), str(m["unscored"]))
             for name, m in self.metrics.items()
         ]
-        title = f"{self.label} on {self.dataset.name}, {len(self.dataset.queries)} queries"
-        return html_table(title, head, rows)
+        return f"{self.label} on {self.dataset.name}, {len(self.dataset.queries)} queries", head, rows
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def html_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A small escaped table for notebooks."""
-    cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<table><caption>{html.escape(title)}</caption><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def results_frame(results: Iterable[TrialResult], metrics: Sequence[str]) -> pl.DataFrame:
@@ -168,11 +209,12 @@ def results_frame(results: Iterable[TrialResult], metrics: Sequence[str]) -> pl.
 
 
 def describe(trial: TrialSpec) -> str:
-    """A short name for a trial: its chunker and its retriever."""
+    """A short name for a trial: its chunker, its retriever, and what it has beside them."""
     chunk, retrieve = trial.chunk, trial.retrieve
     size = f" {chunk.tokens}" if hasattr(chunk, "tokens") else ""
     legs = " (" + " + ".join(retrieve.legs) + ")" if retrieve.kind == "hybrid" else ""
-    return f"{chunk.kind}{size} / {retrieve.kind}{legs}"
+    beside = [stage.kind for stage in (trial.context, trial.rerank, trial.generate) if stage.kind != "none"]
+    return " / ".join([f"{chunk.kind}{size}", f"{retrieve.kind}{legs}", *beside])
 
 
 def record_trial(graph: TrialGraph, job: Job) -> int:

@@ -26,21 +26,35 @@ from workbench.specs import TrialSpec
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Ranked hits a trial: frames of rank, score, doc_id, title, start, end, text."""
+    """Ranked hits a trial: frames of rank, score, doc_id, title, start, end, text; and the answers of trials that
+    generate."""
 
     text: str
     dataset: str
     hits: Mapping[str, pl.DataFrame]
+    answers: Mapping[str, str]
 
     def as_json(self) -> dict[str, Any]:
         return {
             "query": self.text,
             "dataset": self.dataset,
-            "trials": [{"trial": label, "hits": frame.to_dicts()} for label, frame in self.hits.items()],
+            "trials": [
+                {"trial": label, "answer": self.answers.get(label), "hits": frame.to_dicts()}
+                for label, frame in self.hits.items()
+            ],
         }
 
     def __repr__(self) -> str:
         return f"SearchResult({self.text!r}, {self.dataset!r}, {', '.join(map(repr, self.hits))})"
+
+    def __str__(self) -> str:
+        lines = [self.text]
+        for label, frame in self.hits.items():
+            lines += ["", label, *([self.answers[label]] if label in self.answers else [])]
+            for h in frame.iter_rows(named=True):
+                lines.append(f"{h['rank']:>3}  {h['score']:.3f}  {h['doc_id']} {h['start']}:{h['end']}")
+                lines.append(f"     {' '.join(h['text'].split())}")
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         columns = []
@@ -50,8 +64,10 @@ class SearchResult:
                 f" score {h['score']:.3f}</small><div style='white-space:pre-wrap'>{html.escape(h['text'])}</div></li>"
                 for h in frame.iter_rows(named=True)
             )
+            answer = f"<p>{html.escape(self.answers[label])}</p>" if label in self.answers else ""
             columns.append(
-                f"<td style='vertical-align:top;text-align:left'><b>{html.escape(label)}</b><ol>{items}</ol></td>"
+                "<td style='vertical-align:top;text-align:left'>"
+                f"<b>{html.escape(label)}</b>{answer}<ol>{items}</ol></td>"
             )
         return f"<table><caption>{html.escape(self.text)}</caption><tr>{''.join(columns)}</tr></table>"
 
@@ -78,13 +94,17 @@ def search(
     job = Job(runtime, asked)
     titles = {d.doc_id: d.title for d in dataset.documents}
     found: dict[str, pl.DataFrame] = {}
+    answers: dict[str, str] = {}
     for trial in trials:
         built = graph.build(trial, asked, runtime)
-        execute(list(built.retrieve.walk()), job, progress=progress)
+        execute(list((built.answers or built.hits).walk()), job, progress=progress)
         spans = job.chunks(built.chunk)
-        hits = job.hits(built.retrieve).head(k).join(spans, on="chunk_no", how="left", maintain_order="left")
+        hits = job.hits(built.hits).head(k).join(spans, on="chunk_no", how="left", maintain_order="left")
         label = describe(trial)
-        found[label if label not in found else f"{label} (2)"] = pl.DataFrame(
+        label = label if label not in found else f"{label} (2)"
+        if built.answers is not None:
+            answers[label] = job.answers(built.answers)["text"][0]
+        found[label] = pl.DataFrame(
             [
                 {
                     **{name: h[name] for name in ("rank", "score", "doc_id")},
@@ -105,4 +125,4 @@ def search(
                 "text": pl.String,
             },
         )
-    return SearchResult(text, dataset.name, found)
+    return SearchResult(text, dataset.name, found, answers)

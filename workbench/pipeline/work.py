@@ -1,59 +1,46 @@
 """What each kind of stage looks up, computes and writes.
 
-`prepare(node, job)` gives a `Work`: the keys of its items with the function that computes missing ones
-(`work`), and `finish`, which makes the whole output from the memo and returns how to write it.
+`prepare(node, job)` gives a `Work`: phases of items, each with the function that computes missing ones,
+and `finish`, which makes the whole output from the memo and returns how to write it. Stages that ask a
+model are in `asking.py`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from psycopg import Connection
 
 from workbench import evaluation
 from workbench.errors import InputError
-from workbench.pipeline import legs, summaries
+from workbench.pipeline import answers, contexts, legs, reranks, summaries
 from workbench.pipeline.graph import Node
-from workbench.pipeline.job import Job, item_keys
+from workbench.pipeline.job import Job, Phase, Work, Write, item_keys
 from workbench.records import Chunk, frame
 from workbench.specs import Embed, Fts, Given
 from workbench.stages import chunking
 from workbench.store import lexical, tables, vectors
-from workbench.store.memo import EMBEDDING, RANKING, SPANS, Key, Memo, Row
+from workbench.store.memo import EMBEDDING, RANKING, SPANS, Row
 
 EMBED_BATCH = 128
 """Texts embedded between two commits: a few seconds on two cores."""
 
-Write = Callable[[Connection[Any], int], Mapping[str, Any]]
-"""Writes a stage's output under its stage_id and returns details to keep beside it."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """The items of a stage and its end. Stages without a memo count `items` rows of output."""
-
-    finish: Callable[[], Write]
-    memo: Memo | None = None
-    keys: Sequence[Key] = ()
-    compute: Callable[[Sequence[int]], Sequence[Row]] | None = None
-    batch: int = 256
-    items: int = 0
-
 
 def prepare(node: Node, job: Job) -> Work:
     """What a stage has to do; its inputs are done."""
-    if node.kind == "chunk":
-        return _chunk(node, job)
-    if node.kind == "embed":
-        return _embed(node, job)
-    if node.kind == "index":
-        return _index(node, job)
-    if node.kind == "retrieve":
-        return _retrieve(node, job)
-    return _score(node, job)
+    kinds: Mapping[str, Callable[[Node, Job], Work]] = {
+        "chunk": _chunk,
+        "context": contexts.prepare,
+        "embed": _embed,
+        "index": _index,
+        "retrieve": _retrieve,
+        "rerank": reranks.prepare,
+        "generate": answers.prepare,
+        "score": _score,
+    }
+    return kinds[node.kind](node, job)
 
 
 # --- chunk ---------------------------------------------------------------------------------------
@@ -96,7 +83,7 @@ def _chunk(node: Node, job: Job) -> Work:
 
         return write
 
-    return Work(finish, SPANS, keys, compute, batch=32)
+    return Work(finish, [Phase(SPANS, keys, compute, batch=32)], len(keys))
 
 
 # --- embed ---------------------------------------------------------------------------------------
@@ -106,7 +93,10 @@ def _embed(node: Node, job: Job) -> Work:
     spec, role = node.config
     assert isinstance(spec, Embed)
     source = node.inputs["texts"]
-    texts = job.chunk_texts(source) if isinstance(source, Node) else [q.text for q in job.dataset.queries]
+    if isinstance(source, Node):
+        texts = job.chunk_texts(source, node.optional("context"))
+    else:
+        texts = [q.text for q in job.dataset.queries]
     keys = item_keys(node, texts)
 
     def compute(positions: Sequence[int]) -> list[Row]:
@@ -135,7 +125,7 @@ def _embed(node: Node, job: Job) -> Work:
 
         return write
 
-    return Work(finish, EMBEDDING, keys, compute, batch=EMBED_BATCH)
+    return Work(finish, [Phase(EMBEDDING, keys, compute, batch=EMBED_BATCH)], len(keys))
 
 
 # --- index ---------------------------------------------------------------------------------------
@@ -145,9 +135,11 @@ def _index(node: Node, job: Job) -> Work:
     spec = node.config
     if isinstance(spec, Fts):
         chunk_stage, dataset_id = job.stage_id(node.node("chunks")), job.dataset_id
+        context = node.optional("context")
+        context_stage = job.stage_id(context) if context else None
 
         def write_fts(connection: Connection[Any], stage_id: int) -> Mapping[str, Any]:
-            rows = lexical.create_fts(connection, stage_id, spec.config, chunk_stage, dataset_id)
+            rows = lexical.create_fts(connection, stage_id, spec.config, chunk_stage, dataset_id, context_stage)
             return {"rows": rows, "table": lexical.fts_table(stage_id)}
 
         return Work(lambda: write_fts, items=len(job.chunks(node.node("chunks"))))
@@ -179,13 +171,21 @@ def _retrieve(node: Node, job: Job) -> Work:
 
         return write
 
-    return Work(finish, RANKING, keys, compute, batch=256)
+    return Work(finish, [Phase(RANKING, keys, compute)], len(keys))
 
 
 def _score(node: Node, job: Job) -> Work:
     def finish() -> Write:
         queries, chunks = job.dataset.queries, job.chunks(node.node("chunks"))
-        scores = evaluation.score(job.hits(node.node("hits")), chunks, queries, job.texts, node.config)
+        answered = node.optional("answers")
+        scores = evaluation.score(
+            job.hits(node.node("hits")),
+            chunks,
+            queries,
+            job.texts,
+            node.config,
+            answers=job.answers(answered).select("query_id", "text", "refused", "citations") if answered else None,
+        )
         summary = summaries.summarise(scores, queries)
 
         def write(connection: Connection[Any], stage_id: int) -> Mapping[str, Any]:

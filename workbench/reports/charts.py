@@ -25,7 +25,7 @@ NAMED = 5
 """So many lines a person can still tell apart; the others are drawn in grey."""
 _EQUAL = "not distinguishable from the best"
 _PLAIN: dict[str, Any] = {"ticks": False, "domain": False, "labelColor": INK, "labelFontSize": 13}
-KINDS = ("chunk", "embed", "index", "retrieve", "score")
+KINDS = ("chunk", "context", "embed", "index", "retrieve", "rerank", "generate", "score")
 
 
 def _compact(width: int) -> bool:

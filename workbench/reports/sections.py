@@ -22,6 +22,7 @@ from workbench.reports.inspector import inspect
 from workbench.reports.page import TEMPLATES, Fragment, number
 from workbench.reports.reproduce import environments, sweep_toml
 from workbench.specs import digest
+from workbench.sweeps.plan import short
 from workbench.sweeps.results import SweepResult
 
 DONE = "application/vnd.workbench.report+json"
@@ -74,7 +75,7 @@ def head(result: SweepResult) -> Fragment:
         facts["unanswerable"] = str(unanswerable)
     question = result.spec.question or result.name
     listed = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
-    axes = "; ".join(f"{a}: {', '.join(map(tables.short, v))}" for a, v in result.spec.axes.items())
+    axes = "; ".join(f"{a}: {', '.join(map(short, v))}" for a, v in result.spec.axes.items())
     body = (
         f'<p class="wb-kicker">{escape(result.name)} · sweep {result.sweep_id} · {escape(data.name)}</p>'
         f'<h1 dir="auto">{escape(question)}</h1><dl class="wb-facts">{listed}</dl>'
@@ -206,6 +207,18 @@ def work_table(result: SweepResult) -> Fragment:
     frame = charts.stage_work(result)
     unique, loop = frame["stages"].sum(), frame["loop"].sum()
     return tables.fragment(tables.work(result), f"{unique} unique stages instead of the {loop} of a plain loop.")
+
+
+def calls(result: SweepResult) -> Fragment:
+    """What was asked of language models, and what it cost."""
+    if result.costs.is_empty():
+        return _words("No language model was asked.")
+    caption = (
+        "Model calls by stage, each made once and kept. Cached: the share of prompt tokens from the server's prefix"
+        " cache, beside what an infinite cache would have served of the same prompts. Times are medians of the calls'"
+        " own day on their own machine: they show what happened and are no comparison."
+    )
+    return tables.fragment(tables.calls(result), caption)
 
 
 def unscored(result: SweepResult) -> Fragment:

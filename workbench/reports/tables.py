@@ -10,6 +10,7 @@ import polars as pl
 from workbench.evaluation import higher_is_better
 from workbench.reports.charts import ranking, stage_work
 from workbench.reports.page import Fragment, number
+from workbench.sweeps.plan import short
 from workbench.sweeps.results import SweepResult
 
 if TYPE_CHECKING:
@@ -121,6 +122,39 @@ def work(result: SweepResult) -> GT:
     return table(pl.DataFrame(rows), "wb-work", labels=labels, words=("kind",))
 
 
+def calls(result: SweepResult) -> GT:
+    """What the model calls of each stage cost: tokens, the prefix cache's share, median times."""
+
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{value:.1%}"
+
+    def whole(value: float | None) -> str:
+        return "–" if value is None else f"{value:,.0f}"
+
+    rows = [
+        {
+            "stage": r["stage"],
+            **{name: f"{r[name]:,}" for name in ("calls", "prompt_tokens", "output_tokens")},
+            "cached": share(r["cached"]),
+            "cached_most": share(r["cached_most"]),
+            "per_million": whole(r["per_million"]),
+            **{name: whole(r[name]) for name in ("ttft_ms", "itl_ms", "e2e_ms")},
+            "retried": str(r["retried"]),
+        }
+        for r in result.costs.iter_rows(named=True)
+    ]
+    labels = {
+        "prompt_tokens": "prompt tokens",
+        "output_tokens": "output tokens",
+        "cached_most": "cached at most",
+        "per_million": "prompt tokens per million of documents",
+        "ttft_ms": "first token, ms",
+        "itl_ms": "between tokens, ms",
+        "e2e_ms": "whole call, ms",
+    }
+    return table(pl.DataFrame(rows), "wb-calls", labels=labels, words=("stage",))
+
+
 def table(frame: pl.DataFrame, identity: str, *, labels: dict[str, str], words: tuple[str, ...]) -> GT:
     """A frame of words in the house style: columns of `words` to the left, figures to the right."""
     from great_tables import GT
@@ -146,11 +180,6 @@ def number_signed(value: float | None) -> str:
 
 def _range(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
-
-
-def short(value: Any) -> str:
-    """A point's value as the labels write it."""
-    return " + ".join(map(short, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def fragment(made: GT, caption: str) -> Fragment:

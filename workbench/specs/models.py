@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from workbench.specs.base import Depth, Name, Spec, Tokens
-from workbench.specs.retrieval import Leg
+from workbench.specs.retrieval import Reader
 
 Scalar = bool | int | float | str
-LEGS: tuple[Leg, ...] = ("dense", "bm25", "fts")
+READERS: tuple[Reader, ...] = ("dense", "bm25", "fts", "rerank")
 
 
 class Served(Spec):
@@ -45,6 +45,8 @@ class Sampled(Served):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=4)] = ()
+    """Texts that end an answer; they are no part of it. Small models ramble on after what was asked for."""
 
     @model_validator(mode="after")
     def _room_for_a_prompt(self) -> Self:
@@ -63,8 +65,8 @@ class NoContext(Spec):
 
 
 class _Context(Spec):
-    legs: Annotated[tuple[Leg, ...], Field(min_length=1)] = LEGS
-    """Which legs see the context; the others index the chunk alone."""
+    legs: Annotated[tuple[Reader, ...], Field(min_length=1)] = READERS
+    """Which legs see the context, and whether the reranker does; the others see the chunk alone."""
 
 
 class Title(_Context):

@@ -13,7 +13,8 @@ class Embed(Spec):
     """A sentence-embedding model. Vectors have unit length, so cosine and inner product agree.
 
     `long` says what happens to a text beyond the model's window: "pool" embeds consecutive windows
-    and averages them; "truncate" drops the rest. Both are counted.
+    and averages them; "truncate" drops the rest. Both are counted. `via` says who runs the model: "local"
+    is this process; "server" is the /v1/embeddings of `WORKBENCH_EMBED_URL`, which has its own window.
     """
 
     model: Name = "minilm"
@@ -23,6 +24,7 @@ class Embed(Spec):
     passage_prefix: str = ""
     long: Literal["pool", "truncate"] = "pool"
     max_tokens: Tokens | None = None
+    via: Literal["local", "server"] = "local"
 
 
 class Lexical(Spec):
@@ -86,6 +88,8 @@ class Fts(Spec):
 
 
 Leg = Literal["dense", "bm25", "fts"]
+Reader = Literal[Leg, "rerank"]
+"""What may see a chunk's context: the legs, and the reranker after them."""
 
 
 class Hybrid(Spec):

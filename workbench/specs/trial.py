@@ -58,6 +58,11 @@ class TrialSpec(Spec):
         return {**data, "chunk": Python.of(chunk)} if callable(chunk) else data
 
     @property
+    def generates(self) -> bool:
+        """Whether the trial has answers."""
+        return not isinstance(self.generate, NoGeneration)
+
+    @property
     def hits_k(self) -> int:
         """How many hits a query has at most, at the end of retrieval and reranking."""
         return self.retrieve.k if isinstance(self.rerank, NoRerank) else min(self.retrieve.k, self.rerank.k)

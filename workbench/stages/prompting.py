@@ -67,7 +67,7 @@ def load_prompt(name: str) -> Prompt:
     path = Path(name).expanduser() if own else _FOLDER / f"{name}.toml"
     if not own and (not path.is_file() or Path(name).name != name):
         known = sorted(file.stem for file in _FOLDER.glob("*.toml"))
-        raise SpecError(f"unknown prompt {name!r}", hint=f"{did_you_mean(name, known)}; or give a .toml file")
+        raise SpecError(f"unknown prompt {name!r}", hint=f"{did_you_mean(name, known)} or give a .toml file")
     data = read_toml(path)
     texts = {"system": "", **data}
     if set(texts) != {"system", "user"} or not all(isinstance(text, str) for text in texts.values()):
@@ -94,6 +94,8 @@ def chat_request(
     }
     if spec.temperature > 0:
         body |= {"seed": spec.seed, "top_p": spec.top_p}
+    if spec.stop and schema is None:
+        body["stop"] = list(spec.stop)
     if schema is not None:
         body["response_format"] = {
             "type": "json_schema",

@@ -1,8 +1,8 @@
 """Who owns the embedded server, and the small process that stops it when nobody does.
 
-This file is both imported by its neighbours and run by path as the watcher, so it uses the standard library only: the
-watcher starts in milliseconds and holds a few megabytes. It exists because an owner killed with SIGKILL runs no exit
-handler, and a server that nobody owns must not outlive its last owner.
+This file is both imported by its neighbours and run by path as the watcher, so it uses the standard library and
+`workbench.processes` only: the watcher starts in milliseconds and holds a few megabytes. It exists because an owner
+killed with SIGKILL runs no exit handler, and a server that nobody owns must not outlive its last owner.
 
 What lies in the home folder:
 
@@ -22,87 +22,36 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-if sys.platform != "win32":
-    import fcntl
+if __name__ == "__main__":  # run by path: the package is found from here, behind the standard library
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from workbench import processes
+from workbench.processes import LINUX, command, pids, send
+from workbench.processes import identity as identity
+from workbench.processes import is_living as is_living
 
 PORT = 5432
-_LINUX = sys.platform.startswith("linux")
 POLL, GRACE = 0.5, 2.0
 SOCKET_PATH_LIMIT = 100  # bytes; Linux allows 107, macOS 103
 
 
-def identity(pid: int) -> str | None:
-    """`<pid>-<start time>` of a living process; None for one that is gone, or dead and not yet reaped.
-
-    On Linux the start time is in ticks since boot, which a change of the clock does not move.
-    """
-    if _LINUX:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        except OSError:
-            return None
-        return None if fields[0] in (b"Z", b"X") else f"{pid}-{int(fields[19])}"
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else f"{pid}-{int(process.create_time() * 1000)}"
-    except psutil.Error:
-        return None
-
-
-def is_living(record: str) -> bool:
-    """Whether `<pid>-<start time>` still names the process it was written for."""
-    pid = record.partition("-")[0]
-    return pid.isdecimal() and identity(int(pid)) == record
-
-
 def living_owners(home: Path) -> int:
     """How many owners are alive; the files of dead ones are removed."""
-    count = 0
-    with contextlib.suppress(FileNotFoundError):
-        for file in (home / "owners").iterdir():
-            if is_living(file.name.rpartition("-")[0]):
-                count += 1
-            else:
-                file.unlink(missing_ok=True)
-    return count
+    return len(processes.living_owners(home / "owners"))
 
 
-@contextlib.contextmanager
-def locked(home: Path, patience: float = float("inf")) -> Iterator[None]:
+def locked(home: Path, patience: float = float("inf")) -> AbstractContextManager[None]:
     """Hold the home folder's lock; TimeoutError after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while (fd := _try_flock(home / "lock")) is None:
-        if time.monotonic() > deadline:
-            raise TimeoutError("another process has held the lock for too long")
-        time.sleep(0.02)
-    try:
-        yield
-    finally:
-        # A process forked meanwhile has a copy of the descriptor: closing ours alone would not unlock.
-        fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+    return processes.locked(home / "lock", patience)
 
 
 def try_server_lock(home: Path) -> int | None:
     """A descriptor that holds server.lock, or None while any server process (or leftover backend) lives."""
-    return _try_flock(home / "server.lock")
-
-
-def _try_flock(path: Path) -> int | None:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(fd).st_ino == path.stat().st_ino:  # otherwise it was deleted while we opened it
-            return fd
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(fd)
-    return None
+    return processes.try_lock(home / "server.lock")
 
 
 def socket_folder(data: Path) -> Path:
@@ -130,7 +79,7 @@ def postmaster(home: Path) -> int | None:
 def server_processes(home: Path) -> list[int]:
     """Every living process of this server, found by its working folder: the data folder."""
     data = str(home / "postgres")
-    return [pid for pid in _pids() if _working_folder(pid) == data and _is_postgres(_command(pid))]
+    return [pid for pid in pids() if _working_folder(pid) == data and _is_postgres(command(pid))]
 
 
 def displaced_servers(home: Path) -> list[int]:
@@ -139,24 +88,16 @@ def displaced_servers(home: Path) -> list[int]:
     They must be gone before a new data folder is made in its place: they write pg_control by its full path, so one
     of their checkpoints makes the new folder unreadable.
     """
-    commands = ((pid, _command(pid)) for pid in _pids())
+    commands = ((pid, command(pid)) for pid in pids())
     return [pid for pid, words in commands if words[1:3] == ["-D", str(home / "postgres")] and _is_postgres(words)]
 
 
-def _is_postgres(command: list[str]) -> bool:
-    return bool(command) and (command[0].endswith("/postgres") or command[0].startswith("postgres:"))
-
-
-def _pids() -> list[int]:
-    if _LINUX:
-        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-    import psutil
-
-    return psutil.pids()
+def _is_postgres(words: list[str]) -> bool:
+    return bool(words) and (words[0].endswith("/postgres") or words[0].startswith("postgres:"))
 
 
 def _working_folder(pid: int) -> str | None:
-    if _LINUX:
+    if LINUX:
         try:
             return str(Path(f"/proc/{pid}/cwd").readlink())
         except OSError:
@@ -167,26 +108,6 @@ def _working_folder(pid: int) -> str | None:
         return str(psutil.Process(pid).cwd())
     except psutil.Error:
         return None
-
-
-def _command(pid: int) -> list[str]:
-    """The words of a process's command line; [] for one that is gone or a zombie."""
-    if _LINUX:
-        try:
-            return [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
-        except OSError:
-            return []
-    import psutil
-
-    try:
-        return psutil.Process(pid).cmdline()
-    except psutil.Error:
-        return []
-
-
-def send(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 def end_orphaned_backends(home: Path) -> None:

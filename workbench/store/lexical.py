@@ -100,8 +100,15 @@ def fts_table(stage_id: int) -> str:
     return f"fulltext_{stage_id}"
 
 
-def create_fts(connection: Connection[Any], stage_id: int, config: str, chunk_stage: int, dataset_id: int) -> int:
-    """Fill and index a table of text-search vectors from the stored chunks; returns its rows.
+def create_fts(
+    connection: Connection[Any],
+    stage_id: int,
+    config: str,
+    chunk_stage: int,
+    dataset_id: int,
+    context_stage: int | None = None,
+) -> int:
+    """Fill and index a table of text-search vectors from the stored chunks, contexts first; returns its rows.
 
     Raises:
         InputError: the server has no such text-search configuration.
@@ -114,12 +121,13 @@ def create_fts(connection: Connection[Any], stage_id: int, config: str, chunk_st
     rows = connection.execute(
         sql.SQL(
             "INSERT INTO {} SELECT c.chunk_no, to_tsvector(%s::regconfig,"
-            " substr(b.text, c.span_start + 1, c.span_end - c.span_start))"
+            " concat_ws(E'\n\n', nullif(x.context, ''), substr(b.text, c.span_start + 1, c.span_end - c.span_start)))"
             " FROM chunk c JOIN dataset s ON s.dataset_id = %s"
             " JOIN document d ON d.corpus_id = s.corpus_id AND d.doc_id = c.doc_id JOIN body b USING (digest)"
+            " LEFT JOIN context x ON x.stage_id = %s AND x.chunk_no = c.chunk_no"
             " WHERE c.stage_id = %s"
         ).format(table),
-        [config, dataset_id, chunk_stage],
+        [config, dataset_id, context_stage, chunk_stage],
     ).rowcount
     connection.execute(sql.SQL("CREATE INDEX ON {} USING gin (terms)").format(table))
     connection.execute(sql.SQL("ANALYZE {}").format(table))

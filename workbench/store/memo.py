@@ -10,9 +10,10 @@ few (one or two a process), so the cost of an item is writing its value and litt
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,24 @@ class Memo:
 SPANS = Memo("memo_spans", ("starts", "ends"), ("int4[]", "int4[]"))
 EMBEDDING = Memo("memo_embedding", ("tokens", "windows", "truncated", "vector"), ("int4", "int4", "bool", "vector"))
 RANKING = Memo("memo_ranking", ("chunk_nos", "scores"), ("int4[]", "float8[]"))
+PAIR = Memo("memo_pair", ("score",), ("float8",))
+CALL = Memo(
+    "memo_call",
+    (
+        "text",
+        "finish_reason",
+        "prompt_tokens",
+        "cached_tokens",
+        "output_tokens",
+        "ttft_ms",
+        "itl_ms",
+        "e2e_ms",
+        "attempts",
+        "faults",
+        "logprobs",
+    ),
+    ("text", "text", "int4", "int4", "int4", "float8", "float8[]", "float8", "int4", "text[]", "float8[]"),
+)
 
 
 @dataclass(slots=True)
@@ -59,6 +78,9 @@ class Counts:
     reused: int = 0
     repeated: int = 0
 
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -69,6 +91,30 @@ class Claim:
 
 Compute = Callable[[Sequence[int]], Sequence[Row]]
 """Positions in the list of keys -> one row of values for each."""
+Stream = Callable[[Sequence[int]], Generator[tuple[int, Row], None, None]]
+"""Positions in the list of keys -> (index into these positions, row of values), each as it is ready."""
+
+
+Groups = Callable[[Sequence[int]], Generator[tuple[Sequence[int], Sequence[Row]], None, None]]
+"""Both forms as one: indices into the positions and their rows, in groups that are committed together."""
+
+
+def _batched(compute: Compute, size: int) -> Groups:
+    def groups(positions: Sequence[int]) -> Generator[tuple[Sequence[int], Sequence[Row]], None, None]:
+        for at in range(0, len(positions), size):
+            part = positions[at : at + size]
+            yield range(at, at + len(part)), compute(part)
+
+    return groups
+
+
+def _one_by_one(stream: Stream) -> Groups:
+    def groups(positions: Sequence[int]) -> Generator[tuple[Sequence[int], Sequence[Row]], None, None]:
+        with contextlib.closing(stream(positions)) as ready:
+            for index, row in ready:
+                yield [index], [row]
+
+    return groups
 
 
 @dataclass
@@ -86,8 +132,9 @@ class MemoStore:
         self,
         memo: Memo,
         keys: Sequence[Key],
-        compute: Compute,
+        compute: Compute | None = None,
         *,
+        stream: Stream | None = None,
         stage_id: int | None = None,
         batch: int = 256,
         claim_size: int = 1024,
@@ -96,10 +143,14 @@ class MemoStore:
     ) -> Counts:
         """Return when every key has a value: computed here, by another process, or long ago.
 
-        `compute` gets positions into `keys`; each batch is committed when it returns, and `claim_size` keys
-        are claimed at a time: fewer share better between processes, more cost less. `check` is called
-        between batches and may raise to stop; what is committed stays, what is claimed is released.
+        `compute` gets positions into `keys`; each batch is committed when it returns. With `stream` in its
+        place each value is committed as it comes: what took seconds to say is not lost to a neighbour's
+        failure. `claim_size` keys are claimed at a time: fewer share better between processes, more cost
+        less. `check` is called before each commit's work and may raise to stop; what is committed stays,
+        what is claimed is released.
         """
+        groups = _one_by_one(stream) if stream else _batched(compute, batch) if compute else None
+        assert groups is not None, "nothing computes the values"
         unique = list(dict.fromkeys(keys))
         position = {key: i for i, key in reversed(list(enumerate(keys)))}
         todo = self.missing(memo, unique)
@@ -118,7 +169,7 @@ class MemoStore:
                 claim = self._claim(memo, part, stage_id)
                 if claim is not None:
                     counts.repeated += claim.repeated
-                    done = self._work(memo, claim, compute, position, batch, tell, check)
+                    done = self._work(memo, claim, groups, position, tell, check)
                     part = [key for key in part if key not in done]
                 elsewhere += part
                 check()
@@ -202,9 +253,8 @@ class MemoStore:
         self,
         memo: Memo,
         claim: Claim,
-        compute: Compute,
+        groups: Groups,
         position: Mapping[Key, int],
-        batch: int,
         tell: Callable[[int], None],
         check: Callable[[], None],
     ) -> set[Key]:
@@ -212,12 +262,16 @@ class MemoStore:
         done: set[Key] = set()
         outcome = "released"
         try:
-            for at in range(0, len(claim.keys), batch):
-                check()
-                keys = claim.keys[at : at + batch]
-                self.write(memo, claim.claim_id, keys, compute([position[key] for key in keys]))
-                done.update(keys)
-                tell(len(keys))
+            check()
+            # Closed whatever happens here: a stream that is left open would go on asking a model.
+            with contextlib.closing(groups([position[key] for key in claim.keys])) as ready:
+                for indices, rows in ready:
+                    keys = [claim.keys[i] for i in indices]
+                    self.write(memo, claim.claim_id, keys, rows)
+                    done.update(keys)
+                    tell(len(keys))
+                    if len(done) < len(claim.keys):
+                        check()
             outcome = "done"
         except LeaseLost:
             pass  # the successor computes the rest; the caller looks again

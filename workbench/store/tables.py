@@ -181,39 +181,129 @@ def write_hits(
     connection: Connection[Any], stage_id: int, rankings: Iterable[tuple[Sequence[int], Sequence[float]]]
 ) -> int:
     """Store one ranking (chunk numbers, scores) a query, in query order; returns the number of hits."""
+    return write_reranked(connection, stage_id, ((chunks, scores, None) for chunks, scores in rankings))
+
+
+def write_reranked(
+    connection: Connection[Any],
+    stage_id: int,
+    rankings: Iterable[tuple[Sequence[int], Sequence[float], Sequence[int] | None]],
+) -> int:
+    """Store rankings with the ranks that their hits had before (None: there was no before)."""
     written = 0
 
-    def rows() -> Iterable[tuple[int, int, int, int, float]]:
+    def rows() -> Iterable[tuple[int, int, int, int, float, int | None]]:
         nonlocal written
-        for query_no, (chunk_nos, scores) in enumerate(rankings):
-            for rank, (chunk_no, score) in enumerate(zip(chunk_nos, scores, strict=True), 1):
+        for query_no, (chunk_nos, scores, before) in enumerate(rankings):
+            for i, (chunk_no, score) in enumerate(zip(chunk_nos, scores, strict=True)):
                 written += 1
-                yield stage_id, query_no, rank, chunk_no, score
+                yield stage_id, query_no, i + 1, chunk_no, score, before[i] if before is not None else None
 
     copy_rows(
         connection,
         "hit",
-        ("stage_id", "query_no", "rank", "chunk_no", "score"),
-        ("int8", "int4", "int4", "int4", "float8"),
+        ("stage_id", "query_no", "rank", "chunk_no", "score", "rank_before"),
+        ("int8", "int4", "int4", "int4", "float8", "int4"),
         rows(),
     )
     return written
 
 
-def read_hits(connection: Connection[Any], stage_id: int, query_ids: Sequence[str]) -> pl.DataFrame:
-    """The Hit frame of a retrieve stage; `query_ids` are those of its query set, in order."""
+def read_hits(
+    connection: Connection[Any], stage_id: int, query_ids: Sequence[str], *, before: bool = False
+) -> pl.DataFrame:
+    """The Hit frame of a retrieve or rerank stage; `query_ids` are those of its query set, in order.
+
+    With `before` it has the column rank_before too (null where nothing was reranked).
+    """
     rows = connection.execute(
-        "SELECT query_no, rank, chunk_no, score FROM hit WHERE stage_id = %s ORDER BY query_no, rank",
+        "SELECT query_no, rank, chunk_no, score, rank_before FROM hit WHERE stage_id = %s ORDER BY query_no, rank",
         [stage_id],
         binary=True,
     ).fetchall()
-    data = pl.DataFrame(
-        rows,
-        schema={"query_no": pl.Int64, "rank": pl.Int64, "chunk_no": pl.Int64, "score": pl.Float64},
-        orient="row",
-    )
+    schema = {"query_no": pl.Int64, "rank": pl.Int64, "chunk_no": pl.Int64, "score": pl.Float64}
+    data = pl.DataFrame(rows, schema={**schema, "rank_before": pl.Int64}, orient="row")
     ids = pl.Series("query_id", list(query_ids), dtype=pl.String)
-    return data.select(ids.gather(data["query_no"]), "rank", "chunk_no", "score").select(list(SCHEMAS[Hit]))
+    return data.select(ids.gather(data["query_no"]), "rank", "chunk_no", "score", "rank_before").select(
+        [*SCHEMAS[Hit], *(["rank_before"] if before else [])]
+    )
+
+
+def read_rankings(connection: Connection[Any], stage_id: int, queries: int) -> list[tuple[list[int], list[float]]]:
+    """Chunk numbers and scores of each query of a retrieve or rerank stage, best first."""
+    found: list[tuple[list[int], list[float]]] = [([], []) for _ in range(queries)]
+    for query_no, chunk_nos, scores in connection.execute(
+        "SELECT query_no, array_agg(chunk_no ORDER BY rank), array_agg(score ORDER BY rank)"
+        " FROM hit WHERE stage_id = %s GROUP BY query_no",
+        [stage_id],
+        binary=True,
+    ):
+        found[query_no] = (chunk_nos, scores)
+    return found
+
+
+def write_contexts(connection: Connection[Any], stage_id: int, contexts: Sequence[str]) -> None:
+    """Store the context of every chunk, in chunk order."""
+    rows = ((stage_id, chunk_no, text) for chunk_no, text in enumerate(contexts))
+    copy_rows(connection, "context", ("stage_id", "chunk_no", "context"), ("int8", "int4", "text"), rows)
+
+
+def read_contexts(connection: Connection[Any], stage_id: int) -> list[str]:
+    """The context of every chunk, in chunk order; "" where it has none."""
+    rows = connection.execute(
+        "SELECT context FROM context WHERE stage_id = %s ORDER BY chunk_no", [stage_id], binary=True
+    )
+    return [row[0] for row in rows]
+
+
+_ANSWER = {
+    "query_no": ("int4", pl.Int64),
+    "text": ("text", pl.String),
+    "refused": ("bool", pl.Boolean),
+    "shown": ("int4[]", pl.List(pl.Int64)),
+    "citations": ("int4[]", pl.List(pl.Int64)),
+    "uncheckable": ("int4", pl.Int64),
+    "dropped": ("int4", pl.Int64),
+}
+
+
+def write_answers(connection: Connection[Any], stage_id: int, answers: Iterable[Sequence[Any]]) -> None:
+    """Store answers: query_no, text, refused, shown, citations, uncheckable, dropped, and the key of the call."""
+    copy_rows(
+        connection,
+        "answer",
+        ("stage_id", *_ANSWER, "key"),
+        ("int8", *(kind for kind, _ in _ANSWER.values()), "bytea"),
+        ((stage_id, *row) for row in answers),
+    )
+
+
+def read_answers(connection: Connection[Any], stage_id: int, query_ids: Sequence[str]) -> pl.DataFrame:
+    """The answers of a generate stage: query_id, text, refused, shown, citations, uncheckable, dropped, and of its
+    call prompt_tokens, cached_tokens, output_tokens, ttft_ms, e2e_ms, finish_reason."""
+    of_call = {
+        "prompt_tokens": pl.Int64,
+        "cached_tokens": pl.Int64,
+        "output_tokens": pl.Int64,
+        "ttft_ms": pl.Float64,
+        "e2e_ms": pl.Float64,
+        "finish_reason": pl.String,
+    }
+    rows = connection.execute(
+        sql.SQL(
+            "SELECT {} FROM answer a JOIN memo_call c USING (key) WHERE a.stage_id = %s ORDER BY a.query_no"
+        ).format(
+            sql.SQL(", ").join(
+                [*(sql.Identifier("a", name) for name in _ANSWER), *(sql.Identifier("c", name) for name in of_call)]
+            )
+        ),
+        [stage_id],
+        binary=True,
+    ).fetchall()
+    schema: dict[str, Any] = {**{name: kind for name, (_, kind) in _ANSWER.items()}, **of_call}
+    data = pl.DataFrame(rows, schema=schema, orient="row")
+    ids = pl.Series("query_id", list(query_ids), dtype=pl.String)
+    return data.select(ids.gather(data["query_no"]), *list(schema)[1:])
 
 
 def write_scores(connection: Connection[Any], stage_id: int, scores: pl.DataFrame) -> None:

