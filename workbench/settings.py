@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     `llm_url` is an OpenAI-compatible service (".../v1") that answers instead of a vLLM server of our own;
     `embed_url` and `rerank_url` serve specs with `via = "server"`. Our own servers are shared by all
     processes of a person on a machine: their state lies in `serving_home` (default: a folder of that person
-    under the runtime directory), they stop after `serving_idle_seconds`, and on a CPU each keeps
+    in /tmp: its path must be short), they stop after `serving_idle_seconds`, and on a CPU each keeps
     `kv_cache_gib` GiB of key-value cache.
     """
 

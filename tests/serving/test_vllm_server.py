@@ -16,6 +16,7 @@ import pytest
 from serving_tools import alive, get, is_clean, processes_of, shared_memory, until
 
 from workbench.errors import ModelError
+from workbench.processes import command
 from workbench.serving.servers import Lease, Servers
 from workbench.serving.spec import Endpoint, ServerSpec
 
@@ -64,8 +65,9 @@ def answer(endpoint: Endpoint) -> str:
     return str(found["choices"][0]["text"])
 
 
-def engine(home: Path) -> psutil.Process:
-    return next(process for process in processes_of(home) if "EngineCore" in " ".join(process.cmdline()))
+def engine(home: Path) -> int | None:
+    pids = (process.pid for process in processes_of(home))
+    return next((pid for pid in pids if "EngineCore" in " ".join(command(pid))), None)
 
 
 def api(lease: Lease) -> psutil.Process:
@@ -80,7 +82,7 @@ def test_a_server_answers_is_shared_and_survives_every_kill(servers: Servers, ho
         assert "Paris" in answer(first)
         assert get(first, key="wrong")[0] == 401
         assert len(dict.fromkeys(phases)) >= 3
-        words = [" ".join(process.cmdline()) for process in processes_of(home)]
+        words = [" ".join(command(process.pid)) for process in processes_of(home)]
         assert not any(first.key in text for text in [*words, (lease.folder / "server.log").read_text()])
         addresses = {c.laddr.ip for p in processes_of(home) for c in p.net_connections("inet")}
         assert addresses <= {"127.0.0.1"}
@@ -101,7 +103,8 @@ def test_a_server_answers_is_shared_and_survives_every_kill(servers: Servers, ho
         for victim in ("engine", "api", "supervisor"):
             before, files = processes_of(home), shared_memory(processes_of(home))
             groups = {os.getpgid(process.pid) for process in before}
-            who = {"engine": engine(home).pid, "api": api(lease).pid, "supervisor": servers.status()[0].pid}[victim]
+            who = {"engine": engine(home), "api": api(lease).pid, "supervisor": servers.status()[0].pid}[victim]
+            assert who
             os.kill(who, signal.SIGKILL)
             until(lambda before=before: not any(alive(process.pid) for process in before))
             assert not any(file.exists() for file in files)
@@ -130,7 +133,7 @@ def test_an_owner_killed_during_the_start_leaves_nothing(servers: Servers, home:
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, str(home), str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as owner:
-        until(lambda: home.is_dir() and any("EngineCore" in " ".join(p.cmdline()) for p in processes_of(home)), 300)
+        until(lambda: engine(home), 300)
         owner.kill()
     until(lambda: is_clean(home), 30)
 

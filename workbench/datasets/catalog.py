@@ -14,7 +14,7 @@ from workbench.datasets.filings import Filings, read_filings
 from workbench.datasets.rows import Faults
 from workbench.errors import DatasetError, did_you_mean
 
-NAMES = ("filings", "handbook", "python-reference")
+NAMES = ("handbook", "python-reference", "filings")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def bundled_folder(name: str) -> Path | None:
 
 
 def catalogue() -> list[Entry]:
-    """The bundled datasets that are present, by name."""
+    """The bundled datasets that are present, the generated one last."""
     entries = []
     for name in NAMES:
         folder = bundled_folder(name)

@@ -23,8 +23,7 @@ from workbench.records import Document, Evidence, Query, Unit
 
 CARD, CORPUS, QUERIES, QUESTIONS = "dataset.toml", "corpus.jsonl", "queries.jsonl", "questions.csv"
 PROSE = {".md", ".txt"}
-NO_PROSE = {"node_modules", "__pycache__"}
-"""Folders of tools, which are skipped as hidden ones are."""
+NO_PROSE = {"node_modules", "__pycache__"}  # folders of tools, skipped as hidden ones are
 ALIKE = ("'‘’‚‛′`´", '"“”„‟″«»', "-‐‑‒–—―−")
 """Characters that editors put in each other's place: quotation marks, single and double, and dashes."""
 
@@ -310,9 +309,8 @@ def locate(quote: str, texts: dict[str, str]) -> tuple[str, int, int] | str:
 
 def _almost(quote: str, texts: dict[str, str]) -> str:
     """Where a quote stands but for what copying changes, if in one place alone."""
-    loose = [(doc_id, *span) for doc_id, text in texts.items() for span in loose_occurrences(text, quote)]
     but = "white space"
-    if not loose:
+    if not (loose := [(doc_id, *span) for doc_id, text in texts.items() for span in loose_occurrences(text, quote)]):
         but = "case, white space, quotation marks and dashes"
         alike = {mark: f"[{re.escape(marks)}]" for marks in ALIKE for mark in marks}
         words = ("".join(alike.get(c, re.escape(c)) for c in word) for word in quote.split())

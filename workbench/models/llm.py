@@ -10,7 +10,7 @@ import asyncio
 import queue
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -129,7 +129,7 @@ class LlmClient:
         self._streams: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Call]]:
+    def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, Call], None, None]:
         """(position, call) of each request as it finishes; they are sent in order, at the first `next`.
 
         Closing the iterator, or an interrupt while it waits, cancels what is on the way.

@@ -10,8 +10,6 @@ from workbench.errors import ModelError, SpecError
 from workbench.models.embedding import _positions, _quiet
 from workbench.models.weights import INSTALL, Weights, hub_error
 
-positions = _positions
-
 
 @contextmanager
 def loading(name: str, weights: Weights, expected: str) -> Iterator[None]:
@@ -52,7 +50,7 @@ def window(name: str, model: object, own: int | None, wanted: int | None) -> int
     Raises:
         SpecError: more are wanted than it has positions.
     """
-    limit = positions(model)  # type: ignore[arg-type]
+    limit = _positions(model)  # type: ignore[arg-type]
     if wanted is not None and limit is not None and wanted > limit:
         raise SpecError(
             f"{name} has {limit} positions, not {wanted}",

@@ -52,7 +52,7 @@ class Languages:
         self._background: Background | None = None
 
     def identity(self, spec: Served) -> Mapping[str, Any]:
-        """What can change an answer: weights or origin, and those settings of the server that differ from the default."""
+        """What can change an answer: weights or origin, and the settings of the server that are no defaults."""
         if spec.model.startswith("fake:"):
             from workbench.models.fake_llm import fake_language_model
 
