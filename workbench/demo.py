@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workbench import console, display, inputs
 from workbench.running import Task
 from workbench.running import run as run_task
 from workbench.settings import Settings
 from workbench.sweeps.bundled import experiment
+
+if TYPE_CHECKING:
+    from workbench.sweeps.local import SweepRun
 
 ANSWERED = 16
 """Questions that the demo has answered, twice each: about a minute on two cores."""
@@ -37,12 +41,22 @@ def run(*, dataset: str, lexical: bool, models: bool, limit: int | None, output:
             else:
                 body[task.name.removeprefix("demo-")] = found
                 if not as_json:
+                    if number == 2:
+                        console.say(_situated(finished))
                     display.show_calls(finished)
     if as_json:
         console.print_json(body)
     elif models and not lexical and missing:
         console.say(f"note: contexts and answers were left out: package {missing} is missing (workbench doctor)")
     return failed
+
+
+def _situated(run: SweepRun) -> str:
+    """How much was situated, in words."""
+    stages = {s.fingerprint: s for t in run.results.values() for s in t.stages if s.label == "situated"}
+    chunks = sum(stage.details["contexts"] + stage.details["empty"] for stage in stages.values())
+    documents = len(run.plan.dataset.documents)
+    return f"{chunks} chunks of {documents} whole documents were situated, one model call each."
 
 
 def _missing() -> str | None:

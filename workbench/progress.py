@@ -1,10 +1,11 @@
-"""Progress of long work for a person at a terminal, on stderr; silent in pipes, logs and notebooks."""
+"""Progress of long work on stderr: bars at a terminal, and in pipes, logs and notebooks a line now and then."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import sys
+import time
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -14,6 +15,8 @@ from rich.progress import Progress as Bars
 from workbench.pipeline.execute import Progress
 from workbench.pipeline.graph import Node
 
+EVERY = 20.0
+"""Seconds between two lines of progress where there is no terminal."""
 _ITEMS = {
     "chunk": "documents",
     "context": "contexts",
@@ -37,13 +40,17 @@ def _terminal() -> Console | None:
 
 @contextlib.contextmanager
 def show_progress(enabled: bool = True) -> Iterator[Progress | None]:
-    """A callback that draws one bar a stage while the block runs; None where nobody would see it.
+    """A callback that draws one bar a stage while the block runs; None where it is not wanted.
 
-    What the workbench logs meanwhile at level INFO ("loading model minilm") stands above the bars.
+    What the workbench logs meanwhile at level INFO ("loading model minilm") stands above the bars. Where
+    nobody would see a bar move, long work says in a line every `EVERY` seconds how far it is.
     """
-    console = _terminal() if enabled else None
-    if console is None:
+    if not enabled:
         yield None
+        return
+    console = _terminal()
+    if console is None:
+        yield _Lines()
         return
     bars = Bars(
         SpinnerColumn(finished_text=" "),
@@ -86,6 +93,20 @@ def waiting(text: str, enabled: bool = True) -> Iterator[None]:
         return
     with console.status(text):
         yield
+
+
+class _Lines:
+    """How far the stage at hand is, in one line of stderr every `EVERY` seconds."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def __call__(self, node: Node, done: int, of: int) -> None:
+        now = time.monotonic()
+        if now - self._told >= EVERY and sys.stderr is not None:
+            self._told = now
+            unit = _ITEMS.get(node.kind, "items")
+            print(f"{node.kind} {node.label}: {done:,} of {of:,} {unit}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 class _Notes(logging.Handler):

@@ -158,9 +158,9 @@ class Runtime:
             from workbench.models.services import origin_identity
 
             return origin_identity(required(self.settings.rerank_url, "WORKBENCH_RERANK_URL", "rerank.via"), spec.model)
-        from workbench.models.weights import locate
+        from workbench.models.weights import RERANKER, locate
 
-        return locate(spec.model, spec.revision, self.cache).identity
+        return locate(spec.model, spec.revision, self.cache, family=RERANKER).identity
 
     def language_model(self, spec: Served) -> LanguageModel:
         """The language model of a spec; its server is started when it is first asked.

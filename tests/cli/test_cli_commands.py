@@ -213,9 +213,10 @@ def test_inspect_takes_the_first_failure(run_cli: Cli, place: Path) -> None:
 
 def test_data(run_cli: Cli) -> None:
     listed = run_cli("data", "ls", "--json").body["datasets"]
-    assert {d["name"] for d in listed} == {"handbook", "python-reference"}
+    assert {d["name"] for d in listed} == {"filings", "handbook", "python-reference"}
     assert all(set(d) == {"name", "description", "licence", "documents", "queries"} for d in listed)
-    assert re.search(rf"^handbook +{listed[0]['documents']} +{listed[0]['queries']} ", run_cli("data", "ls").out, re.M)
+    (one,) = (d for d in listed if d["name"] == "handbook")
+    assert re.search(rf"^handbook +{one['documents']} +{one['queries']} ", run_cli("data", "ls").out, re.M)
     body = run_cli("data", "show", "data", "--json").body
     assert (body["name"], body["documents"], body["queries"], body["evidence"]) == ("data", 6, 6, 5)
     shown = run_cli("data", "show", "data", "-n", "6").out

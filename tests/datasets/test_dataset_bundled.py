@@ -18,17 +18,13 @@ FOLDER = Path(__file__).parents[2] / "datasets" / "python-reference"
 
 @pytest.mark.parametrize("name", catalog.NAMES)
 def test_bundled_dataset_is_sound(name: str) -> None:
-    if catalog.bundled_folder(name) is None or not any(
-        (catalog.bundled_folder(name) / f).is_file() for f in ("queries.jsonl", "questions.jsonl", "questions.csv")
-    ):
-        pytest.skip(f"datasets/{name} is not written yet")
     report = check(name)
     assert report.faults == ()
     assert report.leaking == ()
     assert report.duplicates == () or name == "python-reference"
-    assert report.unanswerable > 0
+    assert report.unanswerable > 0 or name == "filings"
     found = load(name, limit=5)
-    assert (len(found.queries), found.name) == (5, name)
+    assert (len(found.queries), found.name.partition("?")[0]) == (5, name)
     assert found.licence != "unknown"
     (entry,) = (e for e in catalogue() if e.name == name)
     assert (entry.documents, entry.queries) == (report.documents, report.queries + len(report.notes))

@@ -130,6 +130,7 @@ def test_csv_fault(tmp_path: Path, body: str, said: str) -> None:
 
 
 def test_prose_faults(tmp_path: Path) -> None:
+    (tmp_path / "dataset.toml").touch()  # a bundle: its docs/ is not part of the names
     (tmp_path / "docs").mkdir()
     (tmp_path / "a.md").write_text("x")
     (tmp_path / "docs" / "a.md").write_text("y")

@@ -10,10 +10,7 @@ special tokens and the role's prefix, whose unit vectors are averaged and normal
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ModelError, SpecError
+from workbench.models.loading import loading, window
 from workbench.models.protocols import Embedder, Embeddings, Role
-from workbench.models.weights import INSTALL, Weights, dimensions, hub_error, locate
+from workbench.models.weights import ENCODER, Weights, dimensions, locate
 from workbench.specs import Embed
 
 if TYPE_CHECKING:
@@ -107,7 +105,8 @@ class TransformerEmbedder:
         self._pads_left = tokenizer.padding_side == "left"
         self._token_types = "token_type_ids" in tokenizer.model_input_names
         self._prompt_pooled = all(getattr(module, "include_prompt", True) for module in self._model)
-        self.window = self._window()
+        own = self._model.max_seq_length
+        self.window = window(self.name, self._model, own, spec.max_tokens, ENCODER)
         self._room = self.window - len(self._before) - len(self._after)
         self._prefixes: Mapping[Role, str] = {"query": spec.query_prefix, "passage": spec.passage_prefix}
         self._prefix_tokens = {role: len(self._ids(prefix)) for role, prefix in self._prefixes.items()}
@@ -237,73 +236,23 @@ class TransformerEmbedder:
             )
         vectors /= lengths[:, None].astype(np.float32)
 
-    def _window(self) -> int:
-        """Tokens of one window: the spec's, or the model's own, within the positions it has."""
-        positions = _positions(self._model)
-        wanted, own = self.spec.max_tokens, self._model.max_seq_length
-        if wanted is not None and positions is not None and wanted > positions:
-            raise SpecError(
-                f"{self.name} has {positions} positions, not {wanted}",
-                where="embed.max_tokens",
-                hint=f"give at most {positions}, or leave it out for the model's own window",
-            )
-        limits = [limit for limit in (wanted or own, positions) if limit]
-        # Neither is known for models with relative positions: then nothing is ever cut.
-        return int(min(limits, default=1_000_000_000))
-
 
 def _load(spec: Embed, weights: Weights) -> SentenceTransformer:
-    try:
-        with warnings.catch_warnings():
-            # In a notebook tqdm wants to be told about widgets; nothing here shows its bars.
-            warnings.filterwarnings("ignore", message="IProgress not found")
-            import torch
-            from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ModelError(
-            f"model {spec.model!r} needs package {error.name or 'sentence-transformers'}", hint=INSTALL
-        ) from error
-    dtype: torch.dtype = getattr(torch, spec.dtype)
-    try:
-        with _quiet():
-            model = SentenceTransformer(
-                weights.source,
-                revision=weights.commit,
-                local_files_only=weights.commit is None,
-                # Given, because the default is the dtype that the weights were stored in.
-                model_kwargs={"dtype": dtype},
-            )
-    except Exception as error:  # a foreign model's files can make the loaders raise anything
-        if weights.commit is not None:
-            raise hub_error(weights.source, weights.commit, error) from error
-        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
-        raise ModelError(
-            f"the model cannot be loaded: {reason}",
-            where=weights.source,
-            hint="expected a folder that SentenceTransformer.save or save_pretrained wrote, with its tokenizer",
-        ) from error
+    expected = "a folder that SentenceTransformer.save or save_pretrained wrote, with its tokenizer"
+    with loading(spec.model, weights, expected, ENCODER):
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        model = SentenceTransformer(
+            weights.source,
+            revision=weights.commit,
+            local_files_only=weights.commit is None,
+            # Given, because the default is the dtype that the weights were stored in.
+            model_kwargs={"dtype": dtype},
+        )
     # Modules behind the transformer (a projection) are loaded in float32 whatever it is in.
     return model.to(dtype).eval()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no notes of the two libraries while a model is loaded; then as before."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    notes = logging.getLogger("sentence_transformers")
-    level = notes.level
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    notes.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        notes.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -312,16 +261,3 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     own = [i for i, special in enumerate(encoded.special_tokens_mask) if not special]
     first, last = (own[0], own[-1] + 1) if own else (len(encoded.ids), len(encoded.ids))
     return encoded.ids[:first], encoded.ids[last:]
-
-
-def _positions(model: SentenceTransformer) -> int | None:
-    """How many tokens the position embeddings of the transformer reach; None where they have no end."""
-    import torch
-
-    transformer: Any = model[0].auto_model
-    for name, part in transformer.named_modules():
-        if name.endswith("position_embeddings") and isinstance(part, torch.nn.Embedding):
-            # RoBERTa and its kin count positions from behind the padding token's.
-            return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
-    limit = getattr(transformer.config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import ModelError, SpecError
 from workbench.models.loading import loading, window
-from workbench.models.weights import Weights, locate
+from workbench.models.weights import RERANKER, Weights, locate
 from workbench.specs import LateInteraction
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def load_late_interaction(spec: LateInteraction, cache: Path | None = None) -> M
         SpecError: `max_tokens` beyond the model's positions or without room for text, or a revision of a
             local model.
     """
-    return MaxSim(spec, locate(spec.model, spec.revision, cache))
+    return MaxSim(spec, locate(spec.model, spec.revision, cache, family=RERANKER))
 
 
 class MaxSim:
@@ -78,7 +78,7 @@ class MaxSim:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         encoder: Any = self._model[0]
-        full = window(self.name, self._model, self._model.max_seq_length, spec.max_tokens)
+        full = window(self.name, self._model, self._model.max_seq_length, spec.max_tokens, RERANKER)
         if spec.max_tokens is not None:
             self._model.max_seq_length, encoder.document_length = full, None
         self._room = {
@@ -179,7 +179,9 @@ def _max_sim(question: Vectors, passage: Vectors) -> float:
 
 
 def _load(spec: LateInteraction, weights: Weights) -> MultiVectorEncoder:
-    with loading(spec.model, weights, "a folder that save_pretrained or sentence-transformers wrote, with tokenizer"):
+    with loading(
+        spec.model, weights, "a folder that save_pretrained or sentence-transformers wrote, with tokenizer", RERANKER
+    ):
         import torch
         from sentence_transformers import MultiVectorEncoder, SentenceTransformer
         from sentence_transformers.base.modules import Normalize

@@ -46,6 +46,7 @@ class Family:
 ENCODER = Family("embed.", tuple(PACKAGED), frozenset({*_WEIGHTS, ".json", ".txt", ".model"}))
 # A chat template is part of what a language model reads, and means nothing to an encoder.
 LLM = Family("", ("smollm2-135m",), ENCODER.reads | {".jinja"})
+RERANKER = Family("rerank.", ENCODER.short, ENCODER.reads | {".jinja"})
 TOKENIZER = Family("", LLM.short, LLM.reads - _WEIGHTS)
 
 

@@ -119,7 +119,8 @@ def recall_curves(result: SweepResult, family: str | None = None, *, width: int 
     import altair as alt
 
     family = family or curve_family(result)
-    names = [n for n in result.trials[0].metrics if n.startswith(f"{family}@")]
+    # A reranker keeps fewer hits than a retriever finds: its curve ends earlier.
+    names = {n for t in result.trials for n in t.metrics if n.startswith(f"{family}@")}
     cutoffs = sorted(int(n.partition("@")[2]) for n in names)
     if len(cutoffs) < 2:
         return None
@@ -138,6 +139,7 @@ def recall_curves(result: SweepResult, family: str | None = None, *, width: int 
         }
         for t in result.trials
         for k in cutoffs
+        if f"{family}@{k}" in t.metrics
     ]
     frame = pl.DataFrame(rows, schema_overrides={"mean": pl.Float64}).drop_nulls("mean")
     lines, few = [*named, *([rest] if grey else [])], len(named)
@@ -167,7 +169,10 @@ def recall_curves(result: SweepResult, family: str | None = None, *, width: int 
             layers.append(lined.encode(color=look["color"], strokeDash=look["strokeDash"]))
             layers.append(pointed.encode(color=look["color"], shape=look["shape"]))
     spoken = "; ".join(
-        f"{t.label}: " + ", ".join(f"{number(t.metrics[f'{family}@{k}']['mean'], 2)} at {k}" for k in cutoffs)
+        f"{t.label}: "
+        + ", ".join(
+            f"{number(t.metrics[name]['mean'], 2)} at {k}" for k in cutoffs if (name := f"{family}@{k}") in t.metrics
+        )
         for t in ranked
     )
     inner, height = (width - 80, 230) if compact else (width - 90 - room, 300)
