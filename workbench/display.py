@@ -68,9 +68,10 @@ def _calls(calls: Mapping[str, Any]) -> str:
     """Tokens, cache and latencies of a stage's calls, in one line."""
     parts = [f"{calls['prompt_tokens']:,} prompt and {calls['output_tokens']:,} output tokens"]
     if calls["cached_tokens"] is not None and calls["prompt_tokens"]:
-        share = calls["cached_tokens"] / calls["prompt_tokens"]
-        most = calls["cached_tokens_most"] / calls["prompt_tokens"]
-        parts.append(f"{share:.1%} of the prompt from the cache (at most {most:.1%})")
+        line = f"{calls['cached_tokens'] / calls['prompt_tokens']:.1%} of the prompt from the cache"
+        if calls["cached_tokens_most"] is not None:
+            line += f" (at most {calls['cached_tokens_most'] / calls['prompt_tokens']:.1%})"
+        parts.append(line)
     for name, what in (("ttft_ms", "first token"), ("itl_ms", "then a token each")):
         if calls[name]:
             parts.append(f"{what} {calls[name]['p50']:,.0f} ms (p95 {calls[name]['p95']:,.0f})")
@@ -216,13 +217,16 @@ def show_calls(run: SweepRun) -> None:
     for key, stage in stages.items():
         calls = stage.details["calls"]
         prompt = calls["prompt_tokens"] or 1
-        cached = "–" if calls["cached_tokens"] is None else f"{calls['cached_tokens'] / prompt:.1%}"
+        cached, most = (
+            "–" if calls[name] is None else f"{calls[name] / prompt:.1%}"
+            for name in ("cached_tokens", "cached_tokens_most")
+        )
         grid.add_row(
             f"{stage.kind} {stage.label}",
             f"{calls['calls']:,}",
             *(f"{calls[name]['p50']:,.0f} (p95 {calls[name]['p95']:,.0f})" if calls[name] else "–" for name in _TIMES),
             cached,
-            f"{calls['cached_tokens_most'] / prompt:.1%}",
+            most,
             cell("; ".join(users[key])),
         )
     say(

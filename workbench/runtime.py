@@ -7,6 +7,7 @@ import logging
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -62,6 +63,7 @@ class Runtime:
         self._scorers: dict[tuple[LateInteraction | CrossEncoder, str], PairScorer] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
         self._languages = Languages(self.settings, self.cache)
+        self._services = ExitStack()
 
     @property
     def home(self) -> Path:
@@ -90,7 +92,9 @@ class Runtime:
             from workbench.models.services import EmbeddingService
 
             url = required(self.settings.embed_url, "WORKBENCH_EMBED_URL", "embed.via")
-            return EmbeddingService(spec, url, self.settings.embed_key)
+            service = EmbeddingService(spec, url, self.settings.embed_key)
+            self._services.callback(service.close)
+            return service
         from workbench.models.embedding import load_embedder
 
         _log.info("loading model %s", spec.model)
@@ -142,7 +146,9 @@ class Runtime:
             from workbench.models.services import RerankService
 
             url = required(self.settings.rerank_url, "WORKBENCH_RERANK_URL", "rerank.via")
-            return RerankService(spec, url, self.settings.rerank_key)
+            service = RerankService(spec, url, self.settings.rerank_key)
+            self._services.callback(service.close)
+            return service
         _log.info("loading reranker %s", spec.model)
         if isinstance(spec, CrossEncoder):
             from workbench.models.cross_encoder import load_cross_encoder
@@ -181,6 +187,7 @@ class Runtime:
     def close(self) -> None:
         """Give back what is claimed, let go of servers and close the store."""
         self._languages.close()
+        self._services.close()
         self.worker.close()
         self.database.close()
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from workbench.models.chat import ByteTokenizer
 from workbench.models.protocols import Call, LanguageModel, Request
 from workbench.pipeline.graph import Node
 from workbench.pipeline.job import Job, Phase
@@ -64,13 +65,12 @@ def summarise(model: LanguageModel, requests: Sequence[Request], keys: Sequence[
     distinct = list({key: i for i, key in reversed(list(enumerate(keys)))}.values())[::-1]
     chosen = [calls[i] for i in distinct]
     known = [c.cached_tokens for c in chosen if c.cached_tokens is not None]
-    prompts = (_prompt_ids(model, requests[i]) for i in distinct)
     return {
         "calls": len(chosen),
         "prompt_tokens": sum(c.prompt_tokens for c in chosen),
         "output_tokens": sum(c.output_tokens for c in chosen),
         "cached_tokens": sum(known) if known else None,
-        "cached_tokens_most": most_cached(prompts, model.block),
+        "cached_tokens_most": _most_cached(model, [requests[i] for i in distinct]),
         "cache_block": model.block,
         "ttft_ms": _percentiles([c.ttft_ms for c in chosen]),
         "itl_ms": _percentiles([ms for c in chosen for ms in c.itl_ms]),
@@ -79,6 +79,20 @@ def summarise(model: LanguageModel, requests: Sequence[Request], keys: Sequence[
         "faults": dict(Counter(fault for c in chosen for fault in c.faults)),
         "finish_reasons": dict(Counter(c.finish_reason for c in chosen)),
     }
+
+
+def _most_cached(model: LanguageModel, requests: Sequence[Request]) -> int | None:
+    """None where the model's own tokens are not known."""
+    if isinstance(model.tokenizer, ByteTokenizer):
+        return None
+    return most_cached((_prompt_ids(model, request) for request in requests), model.block)
+
+
+def document_tokens(model: LanguageModel, texts: Iterable[str]) -> int | None:
+    """Tokens of documents as the model counts them; None where its tokens are not known."""
+    if isinstance(model.tokenizer, ByteTokenizer):
+        return None
+    return sum(len(model.tokenizer.spans(text)) for text in texts)
 
 
 def _prompt_ids(model: LanguageModel, request: Request) -> Sequence[int]:
@@ -141,7 +155,9 @@ def costs(stages: Iterable[tuple[str, Mapping[str, Any], float]]) -> pl.DataFram
                 "prompt_tokens": prompt,
                 "output_tokens": of["output_tokens"],
                 "cached": of["cached_tokens"] / prompt if prompt and of["cached_tokens"] is not None else None,
-                "cached_most": of["cached_tokens_most"] / prompt if prompt else None,
+                "cached_most": of["cached_tokens_most"] / prompt
+                if prompt and of["cached_tokens_most"] is not None
+                else None,
                 "per_million": prompt / documents * 1_000_000 if documents else None,
                 **{t: of[t]["p50"] if of[t] else None for t in ("ttft_ms", "itl_ms", "e2e_ms")},
                 "retried": of["retried"],

@@ -42,12 +42,11 @@ def _asked(node: Node, job: Job, spec: Summary | Situated) -> Work:
         for (chunk_nos, _), call in zip(asked, answers, strict=True):
             for chunk_no in chunk_nos:
                 texts[chunk_no] = contextual.clean(call.text)
-        document_tokens = sum(len(model.tokenizer.spans(d.text)) for d in documents)
         return _write(
             texts,
             {
                 "calls": calls.summarise(model, requests, keys, answers),
-                "document_tokens": document_tokens,
+                "document_tokens": calls.document_tokens(model, (d.text for d in documents)),
                 "cut": asked.cut,
             },
         )
