@@ -87,7 +87,7 @@ def test_names_are_known_at_any_k_and_refused_with_a_hint():
     check_metric("recall@5", spec)
     for name, hint in [
         ("recal@5", "did you mean 'recall@5'"),
-        ("recall@7", r"k = 7 is not in \[5, 1, 5\] \(add 7 to score.k, and retrieve at least 7\)"),
+        ("recall@7", r"k = 7 is not in \[5, 1, 5\] \(add 7 to score.k, and keep at least 7 hits"),
         ("mrr@10", "'mrr' has no cut-off"),
         ("recall", "for example 'recall@5'"),
     ]:

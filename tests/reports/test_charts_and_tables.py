@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -27,6 +28,7 @@ SECTIONS = [
     "hardest_inspected",
     "work",
     "work_table",
+    "calls",
     "unscored",
     "reproduce",
     "environment",
@@ -163,12 +165,27 @@ def odd_sweep(lab: Lab, folder: Path, name: str) -> SweepResult:
         retrieve=Bm25(k=5),
         score=ScoreSpec(k=(5,) if name == "one" else (1, 5)),
     )
-    axes = {} if name == "single" else {"retrieve.kind": ("bm25", "fts")}
-    metric = "ndcg@5" if name == "documents" else "mrr" if name == "one" else "failure@5"
+    axes: dict[str, tuple[Any, ...]] = {} if name == "single" else {"retrieve.kind": ("bm25", "fts")}
+    if name == "models":  # a reranker keeps fewer hits than were found, so trials have different cut-offs
+        models = {"model": "fake:words"}
+        axes = {
+            "context": ({"kind": "none"}, {"kind": "situated", **models}),
+            "rerank": ({"kind": "none"}, {"kind": "llm", "depth": 4, "k": 2, "window": 2, "step": 1, **models}),
+            "generate": ({"kind": "answer", **models},),
+        }
+    metric = (
+        "ndcg@5"
+        if name == "documents"
+        else "mrr"
+        if name == "one"
+        else "failure@1"
+        if name == "models"
+        else "failure@5"
+    )
     return lab.sweep(SweepSpec(base=base, metric=metric, axes=axes), folder)
 
 
-@pytest.mark.parametrize("name", ["single", "one", "documents", "lower is better"])
+@pytest.mark.parametrize("name", ["single", "one", "documents", "lower is better", "models"])
 def test_sections_stand_on_odd_sweeps(reports_lab: Lab, tmp_path: Path, name: str) -> None:
     result = odd_sweep(reports_lab, tmp_path / "data", name)
     sections.check(result)
@@ -178,6 +195,15 @@ def test_sections_stand_on_odd_sweeps(reports_lab: Lab, tmp_path: Path, name: st
     assert inspected.sides[0].sentence == "Found at rank 1."
     assert ("<mark" in inspected.html()) == (name != "documents") or "the whole document" in inspected.html()
     assert "Inspection of q" in repr(inspected)
+
+
+def test_model_calls_are_in_the_report(reports_lab: Lab, tmp_path: Path) -> None:
+    result = odd_sweep(reports_lab, tmp_path / "data", "models")
+    assert set(result.costs["stage"].str.split(" ").list.first()) == {"context", "rerank", "generate"}
+    body = sections.calls(result).body
+    assert "context situated" in body
+    assert body.count("<tr") == len(result.costs) + 1
+    assert charts.recall_curves(result) is not None
 
 
 def test_nothing_to_score_says_so(reports_lab: Lab, tmp_path: Path) -> None:

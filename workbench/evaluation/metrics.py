@@ -139,7 +139,7 @@ def check_metric(name: str, spec: ScoreSpec, queries: Sequence[Query] = (), *, a
         raise SpecError(
             f"{name!r} is not scored: k = {k} is not in {list(spec.k)}",
             where="metric",
-            hint=f"add {k} to score.k, and retrieve at least {k}",
+            hint=f"add {k} to score.k, and keep at least {k} hits (retrieve.k, rerank.k)",
         )
     stem, _, k = name.partition("@")
     if k and stem in METRICS and not METRICS[stem].cutoff:

@@ -118,9 +118,10 @@ class Languages:
 
         def connect(failed: Endpoint | None) -> Endpoint:
             if not leases:
-                leases.append(
-                    self._open.enter_context(servers.hold(server_spec(spec, settings, cache), Phases(spec.model)))
-                )
+                lease = servers.hold(server_spec(spec, settings, cache), Phases(spec.model))
+                # Nobody is kept waiting by a graceful end, and no process outlives the last one that used it.
+                self._open.callback(lease.close, stop=True)
+                leases.append(lease)
             leases[0].touch()
             found = leases[0].endpoint(started.get(failed) if failed else None)
             endpoint = llm.Endpoint(f"{found.url}/v1", SecretStr(found.key))

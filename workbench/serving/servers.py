@@ -221,12 +221,17 @@ class Lease:
         with contextlib.suppress(OSError):
             os.utime(self.folder / "used")
 
-    def close(self) -> None:
-        """Let go of the server. A forked child lets go of nothing."""
+    def close(self, *, stop: bool = False) -> None:
+        """Let go of the server; with `stop` it ends now if nobody else wants it, instead of after its grace.
+
+        A forked child lets go of nothing.
+        """
         if self._open and os.getpid() == self._pid:
             self._open = False
             with contextlib.suppress(ModelError), self._servers.locked():  # the supervisor looks at processes anyway
                 self._owner.unlink(missing_ok=True)
+                if stop and not supervisor.wanted(self.folder) and (state := supervisor.running(self.folder)):
+                    launching.end(self.folder, state)
                 self._servers.sweep()
 
     def __enter__(self) -> Lease:
