@@ -52,7 +52,12 @@ class Languages:
         self._background: Background | None = None
 
     def identity(self, spec: Served) -> Mapping[str, Any]:
-        """What can change an answer: weights or origin, and the settings of the server that are no defaults."""
+        """What can change an answer: weights or origin, and the settings of the server that are no defaults.
+
+        Raises:
+            ModelError: the model is not there.
+            SpecError: an argument that no server can be given.
+        """
         if spec.model.startswith("fake:"):
             from workbench.models.fake_llm import fake_language_model
 
@@ -62,7 +67,9 @@ class Languages:
         if self._settings.llm_url:
             return {"origin": origin(self._settings.llm_url), "model": spec.model, **chosen}
         from workbench.models.chat import locate_llm
+        from workbench.serving.spec import check_arguments
 
+        check_arguments(spec.arguments)
         return {**locate_llm(spec, self._cache).identity, **chosen}
 
     def tokenizer_identity(self, spec: Served) -> Mapping[str, Any]:

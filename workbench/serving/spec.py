@@ -34,6 +34,26 @@ _OURS = {
 }
 
 
+def check_arguments(arguments: Mapping[str, Scalar]) -> None:
+    """Refuse what no server can be given.
+
+    Raises:
+        SpecError: an argument that has a field of its own, or is none.
+    """
+    for name in arguments:
+        plain = name.replace("_", "-").removeprefix("no-")
+        if not _ARGUMENT.fullmatch(name):
+            raise SpecError(
+                f"{name!r} is no argument's name", where="arguments", hint='without dashes: "block-size" = 32'
+            )
+        if plain in _OURS or plain.startswith("ssl-"):
+            raise SpecError(
+                f"argument {name!r} cannot be given here",
+                where="arguments",
+                hint=_OURS.get(plain, "servers listen on loopback only"),
+            )
+
+
 @dataclass(frozen=True)
 class ServerSpec:
     """One model server, whole: two equal specs share one server.
@@ -62,18 +82,7 @@ class ServerSpec:
     def __post_init__(self) -> None:
         if self.kv_cache_gib <= 0:
             raise SpecError(f"kv_cache_gib must be positive, not {self.kv_cache_gib}", where="server")
-        for name in self.arguments:
-            plain = name.replace("_", "-").removeprefix("no-")
-            if not _ARGUMENT.fullmatch(name):
-                raise SpecError(
-                    f"{name!r} is no argument's name", where="arguments", hint='without dashes: "block-size" = 32'
-                )
-            if plain in _OURS or plain.startswith("ssl-"):
-                raise SpecError(
-                    f"argument {name!r} cannot be given here",
-                    where="arguments",
-                    hint=_OURS.get(plain, "servers listen on loopback only"),
-                )
+        check_arguments(self.arguments)
 
     @property
     def folder(self) -> Path | None:
