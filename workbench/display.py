@@ -170,8 +170,8 @@ def show_plan(plan: Plan, todo: Sequence[Node], place: str, to_embed: int) -> No
 def show_sweep(run: SweepRun, result: Any) -> None:
     """A table of the trials, then the failures, the verdict and what was computed; `result` is None without any."""
     wide, metric = console().width >= _WIDE, run.plan.sweep.metric
-    scored = next(iter(run.results.values())).metrics if run.results else {}
-    others = [m for m in ("span_precision@5", "mrr", "ndcg@10") if m in scored and m != metric]
+    shared = [m for m in ("span_precision@5", "mrr", "ndcg@10") if all(m in t.metrics for t in run.results.values())]
+    others = [m for m in shared if m != metric]
     others = others if wide else []
     grid = table("trial", "id", metric, "95 % interval", "n", *others, left=("trial",))
     for number, trial in run.results.items():

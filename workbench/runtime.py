@@ -186,10 +186,11 @@ class Runtime:
 
     def close(self) -> None:
         """Give back what is claimed, let go of servers and close the store."""
-        self._languages.close()
-        self._services.close()
-        self.worker.close()
-        self.database.close()
+        with ExitStack() as ending:  # whatever one of them says, the others are closed too
+            ending.callback(self.database.close)
+            ending.callback(self.worker.close)
+            ending.callback(self._services.close)
+            ending.callback(self._languages.close)
 
     def __enter__(self) -> Self:
         return self

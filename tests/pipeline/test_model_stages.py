@@ -12,13 +12,17 @@ from pathlib import Path
 import pytest
 
 from workbench.datasets import Dataset
-from workbench.errors import CallError, SpecError
+from workbench.errors import CallError, ModelError, SpecError
 from workbench.lab import Lab
+from workbench.models.fakes import HashEmbedder
 from workbench.pipeline import graph
+from workbench.pipeline.execute import execute
+from workbench.pipeline.job import Job
 from workbench.records import Query
 from workbench.specs import (
     Answer,
     Bm25,
+    Dense,
     Fts,
     Headings,
     Hybrid,
@@ -220,3 +224,46 @@ def test_a_reranker_moves_hits_and_says_where_they_were(
     assert result.trial.scored.k == (1,), "5 hits were never kept"
     lab.run(bm25_trial.vary("rerank", spec.model_copy(update={"k": 2})), tiny)
     assert set(asked(log).values()) == {1}, "another k asks nothing"
+
+
+def test_a_prompt_that_is_edited_after_the_plan_belongs_to_another_plan(
+    lab: Lab, tiny: Dataset, bm25_trial: TrialSpec, log: Path, tmp_path: Path
+) -> None:
+    prompt = tmp_path / "mine.toml"
+    prompt.write_text('user = "first {{ chunk }}"')
+    trial = bm25_trial.vary("context", situated(log, prompt=str(prompt)))
+    built = graph.build(trial, tiny, lab.runtime)
+    prompt.write_text('user = "second {{ chunk }}"')
+    execute(list(built.score.walk()), Job(lab.runtime, tiny))
+    assert all(text.startswith("first ") for text in asked(log))
+
+
+@pytest.mark.parametrize(
+    ("stage", "text", "words"),
+    [
+        ("context", "{{ chunk }} {{ passages }}", "it may use title, document, chunk"),
+        ("context", "{{ 1 / 0 }}", "division by zero"),
+        ("generate", "{{ question }} {{ chunk }}", "it may use question, passages, refusal"),
+        ("rerank", "{{ question }} {{ passage }}", "must end with the question"),
+    ],
+)
+def test_a_prompt_for_another_stage_is_refused_before_any_work(
+    lab: Lab, tiny: Dataset, bm25_trial: TrialSpec, tmp_path: Path, stage: str, text: str, words: str
+) -> None:
+    (tmp_path / "wrong.toml").write_text(f'user = "{text}"')
+    given: dict[str, object] = {"model": "fake:words", "prompt": str(tmp_path / "wrong.toml")}
+    kinds = {"context": Situated, "generate": Answer, "rerank": QueryLikelihood}
+    with pytest.raises(SpecError, match=words):
+        graph.build(bm25_trial.vary(stage, kinds[stage](**given)), tiny, lab.runtime)  # type: ignore[arg-type]
+
+
+def test_a_model_whose_files_change_after_the_plan_is_not_used(
+    lab: Lab, tiny: Dataset, bm25_trial: TrialSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = bm25_trial.vary("retrieve", Dense(k=5))
+    built = graph.build(trial, tiny, lab.runtime)
+    changed = HashEmbedder(64)
+    monkeypatch.setattr(HashEmbedder, "identity", {"weights": "another"})
+    monkeypatch.setattr(lab.runtime, "embedder", lambda spec: changed)
+    with pytest.raises(ModelError, match="changed since this run began"):
+        execute(list(built.score.walk()), Job(lab.runtime, tiny))

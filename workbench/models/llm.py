@@ -7,6 +7,7 @@ Its face is synchronous and works inside a running event loop (Jupyter): all req
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import queue
 import random
 import time
@@ -37,6 +38,8 @@ _TICK = 0.2
 """Seconds within which an interrupt is noticed."""
 _SHOWN = 60
 """Characters of a prompt in an error."""
+_SAID = 500
+"""Characters of a server's words that are shown at most."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -207,7 +210,8 @@ class LlmClient:
             pause = policy.pause(len(faults), last.after, self._draw())
             late = asyncio.get_running_loop().time() + pause >= deadline
             if not last.retry or late or len(faults) >= policy.attempts:
-                raise await self._failure(link, position, request, faults) from last
+                # Without a cause: what it says is not masked, and a traceback would show it.
+                raise await self._failure(link, position, request, faults) from None
             await self._sleep(pause)
             link = await self._reach(link if last.broken else None)
 
@@ -232,9 +236,9 @@ class LlmClient:
                 stream_cls=AsyncStream[object],
             )
         except self._openai.APIStatusError as error:
-            raise status_fault(error.status_code, error.body, error.response.headers, time.time()) from error
+            raise status_fault(error.status_code, error.body, error.response.headers, time.time()) from None
         except self._openai.APIConnectionError as error:
-            raise transport_fault(error) from error
+            raise transport_fault(error) from None
         async with stream:
             body = b""
             async for data in _pieces(stream):
@@ -254,7 +258,7 @@ class LlmClient:
         hint = await self._names(link) if last.word == "404" else last.hint
         tries = f" after {len(faults)} attempts ({', '.join(f.word for f in faults)})" if len(faults) > 1 else ""
         return CallError(
-            f"{link.endpoint.mask(last.said)}{tries}; the prompt begins {_beginning(request)!r}",
+            f"{link.endpoint.mask(last.said)[:_SAID]}{tries}; the prompt begins {_beginning(request)!r}",
             where=f"request {position} to {self._model} at {link.endpoint}",
             hint=hint,
         )
@@ -288,7 +292,8 @@ class LlmClient:
             max_retries=0,
             timeout=self._openai.Timeout(self._policy.silence, connect=self._policy.connect),
             # Per token it costs less than half of the default transport. Its pool holds 1,000 connections.
-            http_client=self._openai.DefaultAioHttpClient(),
+            # A proxy of the environment is for the world outside, and must see neither these calls nor their key.
+            http_client=self._openai.DefaultAioHttpClient(trust_env=not _is_loopback(endpoint.url)),
         )
         # From environment variables that are meant for another service.
         client.organization = client.project = None
@@ -299,6 +304,13 @@ class LlmClient:
         await cancelled([*self._streams, *([self._opening] if self._opening else [])])
         if self._link:
             await self._link.retire()
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
 
 
 def _next(finished: queue.SimpleQueue[T]) -> T:
@@ -318,7 +330,7 @@ async def _pieces(stream: AsyncStream[object]) -> AsyncIterator[bytes]:
         async for data in stream.response.aiter_bytes():
             yield data
     except Exception as error:  # each transport has its own
-        raise transport_fault(error) from error
+        raise transport_fault(error) from None
 
 
 def _beginning(request: Request) -> str:

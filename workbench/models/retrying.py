@@ -11,8 +11,6 @@ from typing import Any
 
 _TRANSIENT = {408, 409, 429}
 _TOO_LONG = re.compile(r"context[ _]length|maximum (model |input )?length|max_model_len|too (long|many tokens)", re.I)
-_SHOWN = 500
-"""Characters of a server's words that are shown at most."""
 
 AGAIN = "calls that finished are kept: once the server answers, run again"
 
@@ -58,8 +56,8 @@ class Fault(Exception):
         after: float | None = None,
         hint: str = AGAIN,
     ) -> None:
-        super().__init__(word, said)
-        self.word, self.said, self.hint = word, said[:_SHOWN], hint
+        super().__init__(word)  # what was said may hold a key: whoever shows it masks it
+        self.word, self.said, self.hint = word, " ".join(said.split()), hint
         self.retry, self.broken, self.after = retry, broken, after
 
 

@@ -39,7 +39,8 @@ def identity(cache: Path | None = None) -> Mapping[str, str | int]:
 def folder(cache: Path) -> Path:
     """Where the converted model lies once `convert` has run; another file or conversion lies elsewhere."""
     digest = hashlib.sha256(repr(sorted(identity(cache).items())).encode()).hexdigest()
-    return cache / "models" / f"{NAME}-{digest[:16]}"
+    # A server of it runs in a folder of its own, so a relative path would lead it elsewhere.
+    return cache.expanduser().absolute() / "models" / f"{NAME}-{digest[:16]}"
 
 
 def convert(cache: Path) -> Path:

@@ -102,7 +102,7 @@ class Reading:
         prompt, output, cached = self._usage
         first = self._times[0] if self._times else self._ended
         return Call(
-            text="".join(self._texts),
+            text=_storable("".join(self._texts)),
             finish_reason=self._finish,
             prompt_tokens=prompt,
             cached_tokens=cached,
@@ -114,6 +114,11 @@ class Reading:
             faults=tuple(faults),
             logprobs=self._logprobs,
         )
+
+
+def _storable(text: str) -> str:
+    """An answer that PostgreSQL can keep: U+0000 and lone surrogates, which are no text, become U+FFFD."""
+    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _malformed(sent: bytes) -> Fault:

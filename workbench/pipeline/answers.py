@@ -12,7 +12,7 @@ from workbench.pipeline.graph import Node
 from workbench.pipeline.job import Job, Work, Write
 from workbench.specs import Answer
 from workbench.stages import generation
-from workbench.stages.prompting import chat_request, load_prompt
+from workbench.stages.prompting import chat_request
 from workbench.store import tables
 
 
@@ -20,7 +20,7 @@ def asked(node: Node, job: Job) -> list[generation.Asked]:
     """What each query's model call shows and asks, in query order."""
     spec = node.config
     assert isinstance(spec, Answer)
-    model, prompt = calls.stage_model(job, node), load_prompt(spec.prompt)
+    model, prompt = calls.stage_model(job, node), calls.stage_prompt(node)
     titles = {d.doc_id: d.title or "" for d in job.dataset.documents}
     doc_ids = job.chunks(node.node("chunks"))["doc_id"].to_list()
     texts = job.chunk_texts(node.node("chunks"))

@@ -16,7 +16,7 @@ from workbench.pipeline.graph import Node
 from workbench.pipeline.job import Job, Phase
 from workbench.specs import Served
 from workbench.stages.prefixes import most_cached
-from workbench.stages.prompting import request_key
+from workbench.stages.prompting import Prompt, request_key
 from workbench.store.memo import CALL, Key, Row
 
 CLAIMED_AHEAD = 8
@@ -69,7 +69,7 @@ def summarise(model: LanguageModel, requests: Sequence[Request], keys: Sequence[
         "calls": len(chosen),
         "prompt_tokens": sum(c.prompt_tokens for c in chosen),
         "output_tokens": sum(c.output_tokens for c in chosen),
-        "cached_tokens": sum(known) if known else None,
+        "cached_tokens": sum(known) if len(known) == len(chosen) else None,
         "cached_tokens_most": _most_cached(model, [requests[i] for i in distinct]),
         "cache_block": model.block,
         "ttft_ms": _percentiles([c.ttft_ms for c in chosen]),
@@ -171,3 +171,9 @@ def stage_model(job: Job, node: Node) -> LanguageModel:
     """The language model of a stage's spec."""
     assert isinstance(node.config, Served)
     return job.runtime.language_model(node.config)
+
+
+def stage_prompt(node: Node) -> Prompt:
+    """The prompt of a stage, as it was when the stage was planned."""
+    assert node.prompt is not None, f"{node.label} has no prompt"
+    return node.prompt

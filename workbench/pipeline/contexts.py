@@ -12,7 +12,6 @@ from workbench.pipeline.graph import Node
 from workbench.pipeline.job import Job, Work, Write
 from workbench.specs import Lead, Situated, Summary
 from workbench.stages import contextual
-from workbench.stages.prompting import load_prompt
 from workbench.store import tables
 
 
@@ -32,7 +31,7 @@ def prepare(node: Node, job: Job) -> Work:
 def _asked(node: Node, job: Job, spec: Summary | Situated) -> Work:
     chunks, documents = job.chunks(node.node("chunks")), job.dataset.documents
     model = calls.stage_model(job, node)
-    asked = contextual.requests(spec, load_prompt(spec.prompt), documents, chunks, model.tokenizer)
+    asked = contextual.requests(spec, calls.stage_prompt(node), documents, chunks, model.tokenizer)
     requests = [request for _, request in asked]
     keys = calls.keys_of(model, requests)
 

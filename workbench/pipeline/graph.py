@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from workbench import evaluation
 from workbench.datasets import Dataset
-from workbench.errors import DatasetError, SpecError
+from workbench.errors import DatasetError, ModelError, SpecError
 from workbench.evaluation import statistics
 from workbench.runtime import Runtime
 from workbench.specs import (
+    Answer,
     Bm25,
     Dense,
     Embed,
@@ -28,18 +29,20 @@ from workbench.specs import (
     Hnsw,
     Hybrid,
     Lead,
+    LlmRerank,
     NoContext,
     NoGeneration,
     NoRerank,
     Python,
     QueryLikelihood,
-    Sampled,
     Served,
+    Situated,
+    Summary,
     TrialSpec,
     fingerprint,
 )
 from workbench.stages import chunking, contextual, generation, reranking
-from workbench.stages.prompting import load_prompt
+from workbench.stages.prompting import Prompt, load_prompt
 from workbench.stages.retrieval import analyzer_identity
 from workbench.store.vectors import check_dimensions
 
@@ -72,6 +75,8 @@ class Node:
     identity: Mapping[str, Any]
     inputs: Mapping[str, Node | str]
     recipe_inputs: Mapping[str, str] = field(default_factory=dict)
+    prompt: Prompt | None = None
+    """What a model is asked with, read once: a file that is edited later belongs to another node."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,6 +99,15 @@ class Node:
     def optional(self, name: str) -> Node | None:
         """An input that is a node, where there is one."""
         return self.node(name) if name in self.inputs else None
+
+    def require_weights(self, identity: Mapping[str, Any]) -> None:
+        """Refuse a model that is not the one this node was planned with: results are kept under that one's name.
+
+        Raises:
+            ModelError: its files changed meanwhile.
+        """
+        if dict(identity) != self.identity["weights"]:
+            raise ModelError("the files of the model changed since this run began", where=self.label, hint="run again")
 
     def walk(self) -> Iterator[Node]:
         """This node's graph, inputs before what needs them, each once."""
@@ -176,9 +190,42 @@ def _served(spec: Served, runtime: Runtime) -> dict[str, Any]:
     identity = {k: v for k, v in spec.identity().items() if k not in Served.model_fields}
     identity["language_model"] = dict(runtime.language_model_identity(spec))
     identity |= runtime.counting_identity(spec)
-    if isinstance(spec, Sampled | QueryLikelihood):
-        identity["prompt"] = load_prompt(spec.prompt).digest
     return identity
+
+
+def _prompt(spec: Any, identity: dict[str, Any]) -> Prompt | None:
+    """The prompt of a stage that has one, tried out and noted in its identity.
+
+    Raises:
+        SpecError: no such prompt, or none for this kind of stage.
+    """
+    if not isinstance(spec, Summary | Situated | QueryLikelihood | LlmRerank | Answer):
+        return None
+    prompt = load_prompt(spec.prompt)
+    shown = {**_SHOWN[spec.kind], **({"mode": spec.mode} if isinstance(spec, LlmRerank) else {})}
+    asked = prompt.messages(**shown)[-1]["content"]
+    if isinstance(spec, QueryLikelihood) and not asked.endswith(shown["question"]):
+        raise SpecError(
+            "a prompt for query likelihood must end with the question",
+            where=prompt.name,
+            hint="put {{ question }} last, with nothing behind it",
+        )
+    identity["prompt"] = prompt.digest
+    return prompt
+
+
+_SHOWN: Mapping[str, Mapping[str, Any]] = {
+    "summary": {"title": "Title", "document": "Text."},
+    "situated": {"title": "Title", "document": "Text.", "chunk": "Text."},
+    "query_likelihood": {"passage": "Text.", "question": "which?"},
+    "llm": {"question": "which?", "passages": ["Text."]},
+    "answer": {
+        "question": "which?",
+        "passages": [{"number": 1, "title": "Title", "text": "Text."}],
+        "refusal": "Not here.",
+    },
+}
+"""Values like those that each kind of stage gives to its prompt."""
 
 
 def _context(trial: TrialSpec, chunk: Node, runtime: Runtime) -> Node | None:
@@ -189,7 +236,8 @@ def _context(trial: TrialSpec, chunk: Node, runtime: Runtime) -> Node | None:
     if isinstance(spec, Lead):
         identity["tokenizer"] = dict(runtime.tokenizer(spec.tokenizer).identity)
     identity.pop("legs", None)  # who sees a context does not change it
-    return Node("context", spec.kind, spec, contextual.CODE_VERSIONS[spec.kind], identity, {"chunks": chunk})
+    prompt, code = _prompt(spec, identity), contextual.CODE_VERSIONS[spec.kind]
+    return Node("context", spec.kind, spec, code, identity, {"chunks": chunk}, prompt=prompt)
 
 
 def _seen_by(reader: str, trial: TrialSpec, context: Node | None) -> dict[str, Node | str]:
@@ -309,7 +357,8 @@ def _rerank(
         "queries": dataset.queries_fingerprint,
         **_seen_by("rerank", trial, context),
     }
-    return Node("rerank", spec.kind, spec, reranking.CODE_VERSIONS[spec.kind], identity, inputs)
+    prompt = _prompt(spec, identity)
+    return Node("rerank", spec.kind, spec, reranking.CODE_VERSIONS[spec.kind], identity, inputs, prompt=prompt)
 
 
 def _generate(trial: TrialSpec, hits: Node, chunk: Node, dataset: Dataset, runtime: Runtime) -> Node | None:
@@ -317,4 +366,6 @@ def _generate(trial: TrialSpec, hits: Node, chunk: Node, dataset: Dataset, runti
     if isinstance(spec, NoGeneration):
         return None
     inputs: dict[str, Node | str] = {"hits": hits, "chunks": chunk, "queries": dataset.queries_fingerprint}
-    return Node("generate", spec.kind, spec, CODE["generate"], _served(spec, runtime), inputs)
+    identity = _served(spec, runtime)
+    prompt = _prompt(spec, identity)
+    return Node("generate", spec.kind, spec, CODE["generate"], identity, inputs, prompt=prompt)

@@ -14,7 +14,6 @@ from workbench.pipeline.graph import Node
 from workbench.pipeline.job import Job, Phase, Work, Write
 from workbench.specs import CrossEncoder, LateInteraction, LlmRerank, QueryLikelihood, fingerprint
 from workbench.stages import reranking
-from workbench.stages.prompting import load_prompt
 from workbench.stages.reranking import Reranked
 from workbench.store import tables
 from workbench.store.memo import PAIR, Key, Row
@@ -58,6 +57,7 @@ def _scored(
 
     def compute(positions: Sequence[int]) -> list[Row]:
         scorer = job.runtime.scorer(spec)
+        node.require_weights(scorer.identity)
         scores = scorer.score([(queries[q], passages[c]) for q, c in (pairs[i] for i in positions)])
         return [(score,) for score in scores.tolist()]
 
@@ -80,7 +80,7 @@ def _pair_key(prefix: Any, query: str, passage: str) -> Key:
 def _asked(
     node: Node, job: Job, spec: QueryLikelihood | LlmRerank, rankings: Rankings, passages: Sequence[str]
 ) -> Work:
-    model, prompt = calls.stage_model(job, node), load_prompt(spec.prompt)
+    model, prompt = calls.stage_model(job, node), calls.stage_prompt(node)
     pairs = _pairs(spec.depth, rankings)
     queries = [q.text for q in job.dataset.queries]
     asked = [reranking.ask_pair(spec, prompt, queries[q], passages[c], model.tokenizer) for q, c in pairs]
@@ -108,7 +108,7 @@ def _listwise(node: Node, job: Job, spec: LlmRerank, rankings: Rankings, passage
     model = calls.stage_model(job, node)
     queries = [q.text for q in job.dataset.queries]
     rounds = reranking.Listwise(
-        spec, load_prompt(spec.prompt), queries, [list(r[0]) for r in rankings], passages, model.tokenizer
+        spec, calls.stage_prompt(node), queries, [list(r[0]) for r in rankings], passages, model.tokenizer
     )
     requests: list[Request] = []
     keys: list[Key] = []

@@ -2,7 +2,7 @@
 
 `prepare(node, job)` gives a `Work`: phases of items, each with the function that computes missing ones,
 and `finish`, which makes the whole output from the memo and returns how to write it. Stages that ask a
-model are in `asking.py`.
+model are in `contexts.py`, `reranks.py` and `answers.py`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def _embed(node: Node, job: Job) -> Work:
     keys = item_keys(node, texts)
 
     def compute(positions: Sequence[int]) -> list[Row]:
-        batch = job.runtime.embedder(spec).embed([texts[i] for i in positions], role)
+        embedder = job.runtime.embedder(spec)
+        node.require_weights(embedder.identity)
+        batch = embedder.embed([texts[i] for i in positions], role)
         return list(
             zip(
                 batch.tokens.tolist(),

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from workbench.errors import SpecError
+from workbench.errors import ModelError, SpecError
 from workbench.settings import Settings
 from workbench.specs import Served, canonical_json
 
@@ -123,7 +123,12 @@ class Languages:
         started: dict[llm.Endpoint, serving.Endpoint] = {}
         leases: list[Lease] = []
 
+        planned = self.identity(spec)
+
         def connect(failed: Endpoint | None) -> Endpoint:
+            # Calls are kept under the identity that was planned; a server that is started later reads files again.
+            if self.identity(spec) != planned:
+                raise ModelError(f"the files of model {spec.model!r} changed since this run began", hint="run again")
             if not leases:
                 lease = servers.hold(server_spec(spec, settings, cache), Phases(spec.model))
                 # Nobody is kept waiting by a graceful end, and no process outlives the last one that used it.
@@ -135,8 +140,9 @@ class Languages:
             started[endpoint] = found
             return endpoint
 
-        block = spec.arguments.get("block-size", CPU_BLOCK if Vllm().on_cpu else SERVICE_BLOCK)
-        return connect, int(block)
+        chosen = {name.replace("_", "-"): value for name, value in spec.arguments.items()}.get("block-size")
+        block = chosen if isinstance(chosen, int) else CPU_BLOCK if Vllm().on_cpu else SERVICE_BLOCK
+        return connect, block
 
     def _tokenizer(self, spec: Served) -> Callable[[], ChatTokenizer]:
         from workbench.models.chat import load_chat_tokenizer

@@ -201,8 +201,7 @@ class Lease:
             ModelError: the server does not start, or not in time, or there is no room for it; with the
                 cause from its log and the log's place.
         """
-        if not self._open:
-            raise ModelError("this lease on a model server is closed", where=self.spec.served_name)
+        self._check_open()
         attempt = 0
         while True:
             attempt += 1
@@ -275,6 +274,7 @@ class Lease:
         launching.prepare_home(servers.home)  # somebody may have removed it
         while True:
             with servers.locked():
+                self._check_open()  # another thread may have closed it while this one waited
                 self._register()
                 state = supervisor.running(self.folder)
                 if state and state != dead:
@@ -306,8 +306,13 @@ class Lease:
             self._progress("waiting for memory", waited)
             time.sleep(_POLL)
 
+    def _check_open(self) -> None:
+        if not self._open:
+            raise ModelError("this lease on a model server is closed", where=self.spec.served_name)
+
     def _await_ready(self, state: State) -> Endpoint:
         while not launching.is_ready(self.folder, state):
+            self._check_open()
             if not self._is_current(state):
                 raise launching.failure(self.folder, state, self.spec, self._servers.program)
             with contextlib.suppress(OSError):

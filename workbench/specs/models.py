@@ -19,7 +19,7 @@ class Served(Spec):
 
     `model` is a short name that works offline, a folder, or a hub name; with `WORKBENCH_LLM_URL` it is the
     name that the service knows. `arguments` are further arguments of vLLM by their long names
-    (`{ "rope-scaling" = "..." }`). `tokenizer` counts tokens for a service that we have no files of.
+    (`{ "block-size" = 32 }`). `tokenizer` counts tokens for a service that we have no files of.
     Concurrency and prefix caching change when an answer comes, not which: they are not part of its identity.
     """
 

@@ -120,7 +120,7 @@ class SweepSpec(Spec):
     metric: Name = "recall@5"
     baseline: Mapping[str, Any] = {}
     replicates: Literal[1] = 1
-    """No stage here samples, so a replicate would repeat the same figures."""
+    """Stages that sample have a seed: an axis over `generate.seed` repeats them."""
     axes: Mapping[str, tuple[Any, ...]] = {}
 
     @model_validator(mode="before")

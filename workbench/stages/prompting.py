@@ -49,7 +49,7 @@ class Prompt:
         """
         try:
             system, user = (template.render(values) for template in self._templates)
-        except TemplateError as error:
+        except Exception as error:  # a template can divide by zero, or call what is no function
             raise SpecError(
                 f"the prompt cannot be rendered: {error}", where=self.name, hint=f"it may use {', '.join(values)}"
             ) from error
