@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -433,8 +434,9 @@ def test_a_server_that_counts_nothing_is_refused(client: Open) -> None:
 
 def test_a_page_that_is_no_answer_is_shown(client: Open) -> None:
     """As of a proxy's login page, answered with 200."""
-    with pytest.raises(Fault, match="<html>"):
+    with pytest.raises(Fault) as fault:
         Reading(0.0).feed(b"<html>\n<p>please log in</p>\n", 1.0)
+    assert "<html>" in fault.value.said
 
 
 def test_after_a_failure_nothing_is_sent_and_what_is_on_the_way_is_kept(client: Open) -> None:
@@ -600,7 +602,7 @@ def test_a_stream_may_be_cut_anywhere(text: str, pieces: int, cuts: list[int]) -
     for now, (start, end) in enumerate(itertools.pairwise(places), start=1):
         reading.feed(data[start:end], float(now))
     call = reading.call(())
-    assert call.text == text
+    assert call.text == text.replace("\0", "\ufffd"), "PostgreSQL holds no U+0000"
     assert call.finish_reason == "stop"
     assert len(call.itl_ms) == max(0, call.output_tokens - 1)
     assert 0 < call.ttft_ms <= call.e2e_ms
@@ -670,3 +672,41 @@ def test_any_error_body_is_said(status: int, body: object) -> None:
     assert fault.said
     assert fault.hint
     assert fault.retry == (status in (408, 409, 429) or status >= 500)
+
+
+# --- what must never get out, and what must always come in ---------------------------------------
+
+
+def test_a_key_stands_in_no_traceback(client: Open) -> None:
+    secret = "sk-" + "abcdefgh" * 8
+    for padding in (0, 480):  # also where a limit on the length of messages would cut it
+        rule = Rule(status=400, message="x" * padding + f"bad key {secret}")
+        with ScriptedServer(rules=[rule], key=secret) as server:
+            endpoint = Endpoint(server.url, SecretStr(secret))
+            with pytest.raises(CallError) as failure:
+                only(client(server, connect=lambda _, found=endpoint: found), chat("hello"))
+            shown = "".join(traceback.format_exception(failure.value))
+            assert secret not in shown
+            assert secret[:20] not in shown
+            del failure
+
+
+def test_a_proxy_of_the_environment_sees_no_call_to_this_machine(client: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with ScriptedServer() as server:
+        assert only(client(server), chat("hello")).attempts == 1
+
+
+@pytest.mark.parametrize("said", ["a\0b", "lone \ud83d here", "fine \U0001f600"])
+def test_every_answer_can_be_stored(said: str) -> None:
+    reading = Reading(0.0)
+    choice = {"delta": {"content": said}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1}
+    reading.take(json.dumps({"choices": [choice], "usage": usage}).encode(), 1.0)
+    text = reading.call([]).text
+    assert "\0" not in text
+    text.encode()
+    assert len(text) == len(said)

@@ -174,3 +174,11 @@ def test_the_tokenizer_loads_without_torch(cache: Path) -> None:
         "chat.load_chat_tokenizer(Served(), pathlib.Path(sys.argv[1])); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(cache)], check=True)
+
+
+def test_a_relative_cache_means_the_same_folder_to_a_server_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert smollm2.folder(Path(".workbench/cache")) == smollm2.folder(tmp_path / ".workbench" / "cache")
+    assert smollm2.folder(Path(".workbench/cache")).is_absolute()
