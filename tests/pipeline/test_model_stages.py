@@ -220,6 +220,8 @@ def test_a_reranker_moves_hits_and_says_where_they_were(
         assert len(after) == min(4, len(before))
         scores = after["score"].to_list()
         assert scores == sorted(scores, reverse=True)
+    if isinstance(spec, LlmRerank):  # the fake turns orders round, and grades by length
+        assert (result.hits["rank"] != result.hits["rank_before"]).any()
     assert set(asked(log).values()) == {1}
     assert result.trial.scored.k == (1,), "5 hits were never kept"
     lab.run(bm25_trial.vary("rerank", spec.model_copy(update={"k": 2})), tiny)

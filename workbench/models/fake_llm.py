@@ -1,9 +1,9 @@
 """A language model that needs no server: it counts, waits, logs and fails like one, and says what can be foreseen.
 
 For tests and for fast dry runs of a pipeline: `model = "fake:words"`, or with options
-"fake:words?delay=0.05&log=/path&fail_after=3". A request for JSON gets the smallest value that fits its
-schema; one for the log-probabilities of a prompt gets a higher one for each word that occurred before; any
-other gets the last words of its last message.
+"fake:words?delay=0.05&log=/path&fail_after=3". A request for JSON gets a value that fits its schema (an order
+turned round, a choice by the length of the question); one for the log-probabilities of a prompt gets a higher
+one for each word that occurred before; any other gets the last words of its last message.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class FakeLanguageModel:
         if "prompt_logprobs" in request.body:
             return ""
         if wanted := request.body.get("response_format"):
-            return json.dumps(_smallest(wanted["json_schema"]["schema"]))
+            return json.dumps(_fitting(wanted["json_schema"]["schema"], text))
         return " ".join(text.split()[-min(8, request.body["max_tokens"]) :])
 
     def _cached(self, ids: Sequence[int]) -> int:
@@ -153,15 +153,16 @@ def _logprobs(text: str) -> tuple[float, ...]:
     return tuple(found[1:])
 
 
-def _smallest(schema: Mapping[str, Any]) -> Any:
-    """The smallest value that fits a JSON Schema of objects, arrays, integers, enumerations and strings."""
+def _fitting(schema: Mapping[str, Any], text: str) -> Any:
+    """A value that fits a JSON Schema of objects, arrays, integers, enumerations and strings."""
     if "enum" in schema:
-        return schema["enum"][0]
+        return schema["enum"][len(text) % len(schema["enum"])]
     kind = schema.get("type")
     if kind == "object":
-        return {name: _smallest(of) for name, of in schema.get("properties", {}).items()}
+        return {name: _fitting(of, text) for name, of in schema.get("properties", {}).items()}
     if kind == "array":
-        return [_smallest(schema["items"])] * schema.get("minItems", 0)
+        items, count = schema["items"], schema.get("minItems", 0)
+        return items["enum"][::-1][:count] if "enum" in items else [_fitting(items, text)] * count
     return {"integer": schema.get("minimum", 0), "number": 0.0, "boolean": False, "null": None}.get(str(kind), "")
 
 
