@@ -37,7 +37,9 @@ _PER_MINUTE = 1_300_000
 def show_trial(result: TrialResult) -> None:
     """A trial's metrics with their intervals, and what this run did at each stage."""
     say(f"trial {result.trial_id}: {result.label} on {result.dataset.name}", "bold")
-    for note in dict.fromkeys(m["note"] for m in result.metrics.values() if m["note"]):
+    for note in dict.fromkeys(
+        m["note"] if m["n"] else f"{name}: {m['note']}" for name, m in result.metrics.items() if m["note"]
+    ):
         say(f"note: {note}")
     grid = table("metric", "mean", "95 % interval", "n", "unscored", left=())
     grid.columns[0].justify = "left"
@@ -160,9 +162,10 @@ def show_plan(plan: Plan, todo: Sequence[Node], place: str, to_embed: int) -> No
         cost += f" to embed {to_embed:,} characters on two cores"
     from workbench.specs import Served
 
-    asking = sorted({f"{n.kind} {n.label}" for n in todo if isinstance(n.config, Served)})
+    asking = [f"{n.kind} {n.label}" for n in todo if isinstance(n.config, Served)]
     if asking:
-        cost += f", and the model calls of {count(len(asking), 'stage')} ({', '.join(asking)})"
+        names = ", ".join(dict.fromkeys(asking))
+        cost += f", and the model calls of {count(len(asking), 'stage')} ({names})"
     stored = len(plan.nodes) - len(todo)
     say(f"{stored} of {len(plan.nodes)} stages are in the store ({place}). The rest costs {cost}, once.")
 

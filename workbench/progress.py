@@ -50,7 +50,8 @@ def show_progress(enabled: bool = True) -> Iterator[Progress | None]:
         return
     console = _terminal()
     if console is None:
-        yield _Lines()
+        with _notes_to(Console(stderr=True, width=200, force_terminal=False), "workbench.serving"):
+            yield _Lines()
         return
     bars = Bars(
         SpinnerColumn(finished_text=" "),
@@ -119,8 +120,8 @@ class _Notes(logging.Handler):
 
 
 @contextlib.contextmanager
-def _notes_to(console: Console) -> Iterator[None]:
-    log, notes = logging.getLogger("workbench"), _Notes(console)
+def _notes_to(console: Console, of: str = "workbench") -> Iterator[None]:
+    log, notes = logging.getLogger(of), _Notes(console)
     level = log.level
     log.addHandler(notes)
     if not log.isEnabledFor(logging.INFO):

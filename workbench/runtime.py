@@ -164,9 +164,10 @@ class Runtime:
             from workbench.models.services import origin_identity
 
             return origin_identity(required(self.settings.rerank_url, "WORKBENCH_RERANK_URL", "rerank.via"), spec.model)
-        from workbench.models.weights import RERANKER, locate
+        from workbench.models.weights import CROSS_ENCODER, RERANKER, locate
 
-        return locate(spec.model, spec.revision, self.cache, family=RERANKER).identity
+        family = CROSS_ENCODER if isinstance(spec, CrossEncoder) else RERANKER
+        return locate(spec.model, spec.revision, self.cache, family=family).identity
 
     def language_model(self, spec: Served) -> LanguageModel:
         """The language model of a spec; its server is started when it is first asked.

@@ -22,6 +22,11 @@ class Background:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._endings: list[Callable[[], Coroutine[Any, Any, object]]] = []
+
+    def at_end(self, ending: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Run this on the loop before it ends: somebody may never close what uses it."""
+        self._endings.append(ending)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run to the end and return the result.
@@ -82,7 +87,7 @@ class Background:
         if loop is None or self._thread is None:
             return
         atexit.unregister(self.close)
-        asyncio.run_coroutine_threadsafe(_shut_down(), loop).result()
+        asyncio.run_coroutine_threadsafe(_shut_down(self._endings), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         self._thread.join()
         loop.close()
@@ -123,6 +128,8 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
     return await future
 
 
-async def _shut_down() -> None:
+async def _shut_down(endings: Iterable[Callable[[], Coroutine[Any, Any, object]]]) -> None:
+    for ending in endings:
+        await ending()
     await cancelled(task for task in asyncio.all_tasks() if task is not asyncio.current_task())
     await asyncio.get_running_loop().shutdown_asyncgens()

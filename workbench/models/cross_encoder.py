@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import ModelError
 from workbench.models.loading import loading, window
-from workbench.models.weights import RERANKER, Weights, locate
+from workbench.models.weights import CROSS_ENCODER, Weights, locate
 from workbench.specs import CrossEncoder
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def load_cross_encoder(spec: CrossEncoder, cache: Path | None = None) -> LocalCr
         ModelError: the model or a package is missing, or the files are no cross-encoder with one score.
         SpecError: `max_tokens` beyond the model's positions, or a revision of a local model.
     """
-    return LocalCrossEncoder(spec, locate(spec.model, spec.revision, cache, family=RERANKER))
+    return LocalCrossEncoder(spec, locate(spec.model, spec.revision, cache, family=CROSS_ENCODER))
 
 
 class LocalCrossEncoder:
@@ -51,7 +51,7 @@ class LocalCrossEncoder:
         self.identity: Mapping[str, Any] = dict(weights.identity)
         self._model = _load(spec, weights)
         self._model.max_seq_length = window(
-            self.name, self._model, self._model.max_seq_length, spec.max_tokens, RERANKER
+            self.name, self._model, self._model.max_seq_length, spec.max_tokens, CROSS_ENCODER
         )
         self._batch = _CPU_BATCH if self._model.device.type == "cpu" else _GPU_BATCH
         self._lock = threading.Lock()
@@ -91,7 +91,7 @@ class LocalCrossEncoder:
 
 def _load(spec: CrossEncoder, weights: Weights) -> sentence_transformers.CrossEncoder:
     expected = "a folder that CrossEncoder.save or save_pretrained wrote, with its tokenizer"
-    with loading(spec.model, weights, expected, RERANKER):
+    with loading(spec.model, weights, expected, CROSS_ENCODER):
         import sentence_transformers
         import torch
 

@@ -124,6 +124,7 @@ class LlmClient:
             raise ModelError(f"package {error.name} is not installed", hint=INSTALL) from error
         self._openai = openai
         self._background, self._connect, self._model = background, connect, model
+        background.at_end(self._close)
         self._concurrency, self._policy = concurrency, policy or RetryPolicy()
         self._draw, self._sleep = draw, sleep
         self._slots = asyncio.Semaphore(concurrency)
@@ -302,8 +303,9 @@ class LlmClient:
 
     async def _close(self) -> None:
         await cancelled([*self._streams, *([self._opening] if self._opening else [])])
-        if self._link:
-            await self._link.retire()
+        link, self._link = self._link, None
+        if link:
+            await link.retire()
 
 
 def _is_loopback(url: str) -> bool:

@@ -47,6 +47,7 @@ ENCODER = Family("embed.", tuple(PACKAGED), frozenset({*_WEIGHTS, ".json", ".txt
 # A chat template is part of what a language model reads, and means nothing to an encoder.
 LLM = Family("", ("smollm2-135m",), ENCODER.reads | {".jinja"})
 RERANKER = Family("rerank.", ENCODER.short, ENCODER.reads | {".jinja"})
+CROSS_ENCODER = Family("rerank.", (), RERANKER.reads)
 TOKENIZER = Family("", LLM.short, LLM.reads - _WEIGHTS)
 
 
@@ -240,5 +241,6 @@ def hub_error(name: str, revision: str | None, error: Exception, *, family: Fami
         f"model {name!r}{at} did not come from the Hugging Face hub: {reason}",
         where=f"{family.table}model",
         hint=("HF_HUB_OFFLINE is set and the local hub cache lacks it; unset it, " if offline else "check the name, ")
-        + f"give the folder of a downloaded copy, or use {', '.join(map(repr, family.short))}, which works offline",
+        + "give the folder of a downloaded copy"
+        + (f", or use {', '.join(map(repr, family.short))}, which works offline" if family.short else ""),
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from workbench.errors import LeaseLost, ModelError, StageError, WorkbenchError
+from workbench.errors import CallError, LeaseLost, ModelError, StageError, WorkbenchError
 from workbench.pipeline.graph import Node
 from workbench.pipeline.job import Job, Work
 from workbench.pipeline.work import prepare
@@ -108,6 +108,8 @@ def _attempt(node: Node, job: Job, progress: Progress | None, check: Callable[[]
     except BaseException as error:
         with contextlib.suppress(WorkbenchError):  # the first error counts; the lease frees the stage anyway
             ledger.give_up(begun, f"{type(error).__name__}: {error}")
+        if isinstance(error, CallError):
+            error.where = f"{node.kind} {node.label}, {error.where}"
         if isinstance(error, WorkbenchError) or not isinstance(error, Exception):
             raise
         raise StageError(

@@ -203,7 +203,15 @@ def _prompt(spec: Any, identity: dict[str, Any]) -> Prompt | None:
         return None
     prompt = load_prompt(spec.prompt)
     shown = {**_SHOWN[spec.kind], **({"mode": spec.mode} if isinstance(spec, LlmRerank) else {})}
-    asked = prompt.messages(**shown)[-1]["content"]
+    whole = prompt.messages(**shown)
+    asked = whole[-1]["content"]
+    for name in _NEEDED[spec.kind]:
+        if prompt.messages(**{**shown, name: type(shown[name])()}) == whole:
+            raise SpecError(
+                f"the prompt does not use {name}",
+                where=prompt.name,
+                hint=f"it is a Jinja template: put {{{{ {name} }}}} into it; it may use {', '.join(shown)}",
+            )
     if isinstance(spec, QueryLikelihood) and not asked.endswith(shown["question"]):
         raise SpecError(
             "a prompt for query likelihood must end with the question",
@@ -226,6 +234,14 @@ _SHOWN: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Values like those that each kind of stage gives to its prompt."""
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "summary": ("document",),
+    "situated": ("chunk",),
+    "query_likelihood": ("passage", "question"),
+    "llm": ("question", "passages"),
+    "answer": ("question", "passages"),
+}
+"""Values without which every call of a stage would ask the same, or leave out what it is about."""
 
 
 def _context(trial: TrialSpec, chunk: Node, runtime: Runtime) -> Node | None:

@@ -214,8 +214,9 @@ def calls(result: SweepResult) -> Fragment:
     if result.costs.is_empty():
         return _words("No language model was asked.")
     caption = (
-        "Model calls by stage, each made once and kept. Cached: the share of prompt tokens from the server's prefix"
-        " cache, beside what an infinite cache would have served of the same prompts. Times are medians of the calls'"
+        "Model calls by stage; stages that ask the same share a call, which was made once and kept. Cached: the share"
+        " of prompt tokens from the server's prefix cache, beside the most that the stage's own prompts could share"
+        " (what others sent before is in the cache too). Times are medians of the calls'"
         " own day on their own machine: they show what happened and are no comparison."
     )
     return tables.fragment(tables.calls(result), caption)
