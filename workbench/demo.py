@@ -32,9 +32,8 @@ def run(*, dataset: str, lexical: bool, models: bool, limit: int | None, output:
     failed = False
     with inputs.open_lab() as lab:
         for number, task in enumerate(tasks, 1):
-            if not as_json and len(tasks) > 1:
-                console.say(f"\n[{number}/{len(tasks)}]", "bold cyan")
-            finished, found = run_task(task, lab, quiet=as_json, report=number < 3)
+            title = f"[{number}/{len(tasks)}]" if len(tasks) > 1 else ""
+            finished, found = run_task(task, lab, quiet=as_json, report=number < 3, title=title)
             failed |= bool(finished.errors)
             if number == 1:
                 body = found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import display, inputs
+from workbench import console, display, inputs
 from workbench.exports import PAGES, check_output
 from workbench.pipeline.execute import require_models
 from workbench.progress import waiting
@@ -41,7 +41,7 @@ class Task:
         return cls(file.stem, spec, data, output)
 
 
-def run(task: Task, lab: Lab, *, quiet: bool, report: bool) -> tuple[SweepRun, dict[str, Any]]:
+def run(task: Task, lab: Lab, *, quiet: bool, report: bool, title: str = "") -> tuple[SweepRun, dict[str, Any]]:
     """Run a task; returns the run and its JSON object. Unless `quiet`, everything is said on the way."""
     data = task.data
     plan = lab.plan(task.spec, data, name=task.name)
@@ -49,6 +49,8 @@ def run(task: Task, lab: Lab, *, quiet: bool, report: bool) -> tuple[SweepRun, d
     todo = [node for node in plan.nodes if node.fingerprint not in done]
     require_models(todo, lab.runtime.settings)
     if not quiet:
+        if title:
+            console.say(f"\n{title}", "bold cyan")
         passages = sum(node.kind == "embed" and node.label == "passage" for node in todo)
         characters = passages * sum(len(d.text) for d in data.documents)
         display.show_plan(plan, todo, lab.runtime.database.name, characters)

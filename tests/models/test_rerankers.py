@@ -14,7 +14,7 @@ from workbench.errors import ModelError, SpecError
 from workbench.models.cross_encoder import load_cross_encoder
 from workbench.models.late_interaction import load_late_interaction
 from workbench.models.protocols import PairScorer
-from workbench.models.weights import locate
+from workbench.models.weights import CROSS_ENCODER, RERANKER, locate
 from workbench.specs import CrossEncoder, LateInteraction
 
 WORDS = ["red", "blue", "green", "house", "river", "stone", "bird", "paper", "light", "garden", "winter", "music"]
@@ -104,7 +104,9 @@ def test_order_neighbours_and_repetition_do_not_matter(make: Callable[..., PairS
 
 
 def test_identity_is_that_of_the_weights(make: Callable[..., PairScorer], encoder: Path, cross: Path) -> None:
-    assert dict(make().identity) in [dict(locate(str(folder)).identity) for folder in (encoder, cross)]
+    families = (RERANKER, CROSS_ENCODER)
+    found = [locate(str(f), family=of).identity for f, of in zip((encoder, cross), families, strict=True)]
+    assert dict(make().identity) in [dict(identity) for identity in found]
 
 
 def test_lower_dtypes_round(make: Callable[..., PairScorer]) -> None:

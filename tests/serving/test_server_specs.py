@@ -79,14 +79,14 @@ def test_keys_tell_specs_apart(home: Path, fake: Fake) -> None:
 
 
 def test_the_command_on_a_cpu() -> None:
-    arguments = {"block-size": 32, "runner": "pooling", "trust_remote_code": True, "enforce-eager": False, "seed": -1}
+    arguments = {"block-size": 32, "runner": "pooling", "disable_log_stats": True, "enforce-eager": False, "seed": -1}
     words = Cpu().command(replace(SPEC, arguments=arguments, prefix_caching=False, kv_cache_gib=0.5), 8000)
     assert words[:2] == [sys.executable, "-P"]
     given_ = words[words.index("--block-size=32") :]
     assert given_[:5] == [
         "--block-size=32",
         "--runner=pooling",
-        "--trust-remote-code",
+        "--disable-log-stats",
         "--no-enforce-eager",
         "--seed=-1",
     ]
