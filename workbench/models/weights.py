@@ -120,10 +120,11 @@ def _folder(model: str, family: Family) -> Path | None:
         return None
     if path.name != model:
         raise ModelError("no such model folder", where=str(path), hint="give an existing folder or a hub name")
+    known = f"{did_you_mean(model, family.short)} or " if family.short else ""
     raise ModelError(
         f"unknown model {model!r}",
         where=f"{family.table}model",
-        hint=f"{did_you_mean(model, family.short)} or give a folder, or a hub name such as organisation/name",
+        hint=f"{known}give a folder, or a hub name such as organisation/name",
     )
 
 
