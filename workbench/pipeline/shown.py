@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 Rows = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 """A title, the heads of the columns, and the cells."""
 
 
-class Shown:
+class Shown(ABC):
     """Base of results; a subclass says what its table is."""
 
-    def _rows(self) -> Rows:
-        raise NotImplementedError
+    @abstractmethod
+    def _rows(self) -> Rows: ...
 
     def _repr_html_(self) -> str:
         title, head, rows = self._rows()
