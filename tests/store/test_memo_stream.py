@@ -18,7 +18,6 @@ from workbench.store.database import Database
 from workbench.store.memo import CALL, RANKING, MemoStore, Row
 from workbench.store.worker import Worker
 
-
 _numbers = itertools.count()
 
 
