@@ -16,12 +16,12 @@ from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.errors import CallError, ModelError, did_you_mean
+from workbench.errors import CallError, ModelError
+from workbench.models.fakes import read_options
 from workbench.models.protocols import Call, Chat, Request
 from workbench.models.tokenizers import Words
 from workbench.specs import Served
@@ -175,13 +175,5 @@ def fake_language_model(spec: Served) -> FakeLanguageModel:
     match = _NAME.fullmatch(spec.model)
     if not match:
         raise ModelError(f"unknown fake {spec.model!r}", hint="for example fake:words")
-    kinds: Mapping[str, Any] = {"delay": float, "log": Path, "fail_after": int, "fail_times": int}
-    options: dict[str, Any] = {}
-    for name, value in parse_qsl(match["options"] or "", keep_blank_values=True):
-        if name not in kinds:
-            raise ModelError(f"unknown option {name!r}", where=spec.model, hint=did_you_mean(name, kinds))
-        try:
-            options[name] = kinds[name](value)
-        except ValueError:
-            raise ModelError(f"option {name} = {value!r} is no {kinds[name].__name__}", where=spec.model) from None
-    return FakeLanguageModel(spec, **options)
+    kinds = {"delay": float, "log": Path, "fail_after": int, "fail_times": int}
+    return FakeLanguageModel(spec, **read_options(spec.model, match["options"] or "", kinds))

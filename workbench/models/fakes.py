@@ -131,17 +131,8 @@ def fake_embedder(spec: Embed) -> HashEmbedder:
         "fail_times": int,
         "log": Path,
     }
-    options: dict[str, Any] = {"dimensions": int(match["dimensions"])} if match["dimensions"] else {}
-    for name, value in parse_qsl(match["options"] or "", keep_blank_values=True):
-        if name not in kinds:
-            raise ModelError(f"unknown option {name!r}", where=spec.model, hint=did_you_mean(name, kinds))
-        try:
-            options[name] = kinds[name](value)
-        except ValueError:
-            raise ModelError(
-                f"option {name} = {value!r} is no {kinds[name].__name__}",
-                where=spec.model,
-            ) from None
+    size = {"dimensions": int(match["dimensions"])} if match["dimensions"] else {}
+    options = {**size, **read_options(spec.model, match["options"] or "", kinds)}
     return HashEmbedder(
         query_prefix=spec.query_prefix,
         passage_prefix=spec.passage_prefix,
@@ -149,6 +140,23 @@ def fake_embedder(spec: Embed) -> HashEmbedder:
         max_tokens=spec.max_tokens,
         **options,
     )
+
+
+def read_options(name: str, query: str, kinds: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """The options in the name of a fake, "delay=0.05&log=/path", each made what its kind makes of it.
+
+    Raises:
+        ModelError: an unknown option, or a value that does not fit.
+    """
+    options: dict[str, Any] = {}
+    for option, value in parse_qsl(query, keep_blank_values=True):
+        if option not in kinds:
+            raise ModelError(f"unknown option {option!r}", where=name, hint=did_you_mean(option, kinds))
+        try:
+            options[option] = kinds[option](value)
+        except ValueError:
+            raise ModelError(f"option {option} = {value!r} is no {kinds[option].__name__}", where=name) from None
+    return options
 
 
 def _words(text: str) -> list[str]:

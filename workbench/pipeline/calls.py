@@ -62,15 +62,15 @@ def summarise(model: LanguageModel, requests: Sequence[Request], keys: Sequence[
     Latencies are facts about the day of each call: shown, never compared. `cached_tokens_most` is what an
     infinite prefix cache would have served of the same prompts, each sent once.
     """
-    distinct = list({key: i for i, key in reversed(list(enumerate(keys)))}.values())[::-1]
-    chosen = [calls[i] for i in distinct]
+    distinct = dict(zip(keys, zip(requests, calls, strict=True), strict=True)).values()
+    chosen = [call for _, call in distinct]
     known = [c.cached_tokens for c in chosen if c.cached_tokens is not None]
     return {
         "calls": len(chosen),
         "prompt_tokens": sum(c.prompt_tokens for c in chosen),
         "output_tokens": sum(c.output_tokens for c in chosen),
         "cached_tokens": sum(known) if len(known) == len(chosen) else None,
-        "cached_tokens_most": _most_cached(model, [requests[i] for i in distinct]),
+        "cached_tokens_most": _most_cached(model, [request for request, _ in distinct]),
         "cache_block": model.block,
         "ttft_ms": _percentiles([c.ttft_ms for c in chosen]),
         "itl_ms": _percentiles([ms for c in chosen for ms in c.itl_ms]),
@@ -168,9 +168,15 @@ def costs(stages: Iterable[tuple[str, Mapping[str, Any], float]]) -> pl.DataFram
 
 
 def stage_model(job: Job, node: Node) -> LanguageModel:
-    """The language model of a stage's spec."""
+    """The language model that a stage was planned with.
+
+    Raises:
+        ModelError: its files changed meanwhile, or it is not there.
+    """
     assert isinstance(node.config, Served)
-    return job.runtime.language_model(node.config)
+    model = job.runtime.language_model(node.config)
+    node.require_model(model.identity)
+    return model
 
 
 def stage_prompt(node: Node) -> Prompt:

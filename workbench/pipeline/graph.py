@@ -100,13 +100,14 @@ class Node:
         """An input that is a node, where there is one."""
         return self.node(name) if name in self.inputs else None
 
-    def require_weights(self, identity: Mapping[str, Any]) -> None:
+    def require_model(self, identity: Mapping[str, Any]) -> None:
         """Refuse a model that is not the one this node was planned with: results are kept under that one's name.
 
         Raises:
             ModelError: its files changed meanwhile.
         """
-        if dict(identity) != self.identity["weights"]:
+        planned = self.identity["language_model" if "language_model" in self.identity else "weights"]
+        if dict(identity) != planned:
             raise ModelError("the files of the model changed since this run began", where=self.label, hint="run again")
 
     def walk(self) -> Iterator[Node]:
@@ -258,8 +259,9 @@ def _context(trial: TrialSpec, chunk: Node, runtime: Runtime) -> Node | None:
 
 def _seen_by(reader: str, trial: TrialSpec, context: Node | None) -> dict[str, Node | str]:
     """The context as an input of a reader, where it sees it."""
-    sees = context is not None and not isinstance(trial.context, NoContext) and reader in trial.context.legs
-    return {"context": context} if sees and context is not None else {}
+    if context is None or isinstance(trial.context, NoContext) or reader not in trial.context.legs:
+        return {}
+    return {"context": context}
 
 
 def _embed(

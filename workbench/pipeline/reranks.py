@@ -57,7 +57,7 @@ def _scored(
 
     def compute(positions: Sequence[int]) -> list[Row]:
         scorer = job.runtime.scorer(spec)
-        node.require_weights(scorer.identity)
+        node.require_model(scorer.identity)
         scores = scorer.score([(queries[q], passages[c]) for q, c in (pairs[i] for i in positions)])
         return [(score,) for score in scores.tolist()]
 

@@ -101,7 +101,7 @@ def _embed(node: Node, job: Job) -> Work:
 
     def compute(positions: Sequence[int]) -> list[Row]:
         embedder = job.runtime.embedder(spec)
-        node.require_weights(embedder.identity)
+        node.require_model(embedder.identity)
         batch = embedder.embed([texts[i] for i in positions], role)
         return list(
             zip(

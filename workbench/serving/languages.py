@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -65,7 +64,9 @@ class Languages:
         serving = ("dtype", "quantization", "max_model_len", "arguments")
         chosen = {name: value for name, value in spec.identity().items() if name in serving}
         if self._settings.llm_url:
-            return {"origin": origin(self._settings.llm_url), "model": spec.model, **chosen}
+            from workbench.models.services import origin_identity
+
+            return {**origin_identity(self._settings.llm_url, spec.model), **chosen}
         from workbench.models.chat import locate_llm
         from workbench.serving.spec import check_arguments
 
@@ -122,7 +123,6 @@ class Languages:
         servers, settings, cache = own_servers(self._settings), self._settings, self._cache
         started: dict[llm.Endpoint, serving.Endpoint] = {}
         leases: list[Lease] = []
-
         planned = self.identity(spec)
 
         def connect(failed: Endpoint | None) -> Endpoint:
@@ -196,10 +196,3 @@ def server_spec(spec: Served, settings: Settings, cache: Path) -> ServerSpec:
         prefix_caching=spec.prefix_caching,
         kv_cache_gib=settings.kv_cache_gib,
     )
-
-
-def origin(url: str) -> str:
-    """A service's URL as part of an identity: scheme, host, port and path, never a credential."""
-    parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
