@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: bars at a terminal, and in pipes, logs and notebooks a line now and then."""
+"""Progress of long work: bars at a terminal or below a notebook's cell, in pipes and logs a line now and then."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from html import escape
+from importlib import import_module
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -48,9 +52,18 @@ def show_progress(enabled: bool = True) -> Iterator[Progress | None]:
     if not enabled:
         yield None
         return
+    if (publish := _notebook()) is not None:
+        cell = _Cell(publish)
+        with _notes_to(cell.note, "workbench"):
+            try:
+                yield cell
+            finally:
+                cell.clear()
+        return
     console = _terminal()
     if console is None:
-        with _notes_to(Console(stderr=True, width=200, force_terminal=False), "workbench.serving"):
+        lines = Console(stderr=True, width=200, force_terminal=False)
+        with _notes_to(_dim(lines), "workbench.serving"):
             yield _Lines()
         return
     bars = Bars(
@@ -70,7 +83,7 @@ def show_progress(enabled: bool = True) -> Iterator[Progress | None]:
             tasks[node.fingerprint] = bars.add_task(f"{node.kind} {node.label}", total=of, unit=unit)
         bars.update(tasks[node.fingerprint], completed=done, total=of)
 
-    with bars, _notes_to(bars.console):
+    with bars, _notes_to(_dim(bars.console)):
         yield advance
 
 
@@ -81,7 +94,7 @@ def show_notes(enabled: bool = True) -> Iterator[None]:
     if console is None:
         yield
         return
-    with _notes_to(console):
+    with _notes_to(_dim(console)):
         yield
 
 
@@ -110,18 +123,88 @@ class _Lines:
             print(f"{node.kind} {node.label}: {done:,} of {of:,} {unit}", file=sys.stderr, flush=True)  # noqa: T201
 
 
+def _notebook() -> Callable[[dict[str, str], bool], None] | None:
+    """What shows or replaces one output of the running cell; None outside of a notebook's kernel."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):
+        return None
+    # Libraries below draw with tqdm.auto, which on its first import asks for ipywidgets on stderr.
+    with warnings.catch_warnings(), contextlib.suppress(ImportError):
+        warnings.simplefilter("ignore")
+        import_module("tqdm.auto")
+    from uuid import uuid4
+
+    from IPython.display import publish_display_data
+
+    name = {"display_id": f"workbench-{uuid4().hex}"}
+
+    def publish(data: dict[str, str], update: bool) -> None:
+        show: Any = publish_display_data
+        show(data, {}, transient=name, update=update)
+
+    return publish
+
+
+class _Cell:
+    """A bar a stage below the running cell, as plain HTML that needs no widget, and gone at the end.
+
+    What a cell leaves behind must not depend on how long it took: a notebook that is executed again to be
+    compared would differ. So the output starts empty, is updated in place, and ends empty.
+    """
+
+    AFTER, PAUSE = 1.0, 0.25
+    """Seconds before anything is shown, and between two updates."""
+
+    def __init__(self, publish: Callable[[dict[str, str], bool], None]) -> None:
+        self._publish = publish
+        self._stages: dict[str, tuple[str, int, int, str]] = {}
+        self._note = ""
+        self._next, self._shown = time.monotonic() + self.AFTER, False
+
+    def __call__(self, node: Node, done: int, of: int) -> None:
+        self._stages[node.fingerprint] = (f"{node.kind} {node.label}", done, of, _ITEMS.get(node.kind, "items"))
+        self._show()
+
+    def note(self, text: str) -> None:
+        self._note = text
+        self._show()
+
+    def clear(self) -> None:
+        if self._shown:
+            self._publish({}, True)
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + self.PAUSE
+        if not self._shown:
+            self._shown = True
+            self._publish({}, False)
+        said = [
+            (f"<progress value='{done}' max='{max(of, 1)}'></progress> ", f"{name}: {done:,} of {of:,} {unit}")
+            for name, done, of, unit in self._stages.values()
+        ] + [("", self._note)]
+        html = "".join(f"<div>{bar}{escape(text)}</div>" for bar, text in said)
+        self._publish({"text/html": html, "text/plain": "\n".join(text for _, text in said[-2:])}, True)
+
+
+def _dim(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(text, style="dim", markup=False, highlight=False)
+
+
 class _Notes(logging.Handler):
-    def __init__(self, console: Console) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.INFO)
-        self._console = console
+        self._say = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(record.getMessage(), style="dim", markup=False, highlight=False)
+        self._say(record.getMessage())
 
 
 @contextlib.contextmanager
-def _notes_to(console: Console, of: str = "workbench") -> Iterator[None]:
-    log, notes = logging.getLogger(of), _Notes(console)
+def _notes_to(say: Callable[[str], None], of: str = "workbench") -> Iterator[None]:
+    log, notes = logging.getLogger(of), _Notes(say)
     level = log.level
     log.addHandler(notes)
     if not log.isEnabledFor(logging.INFO):

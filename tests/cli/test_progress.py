@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jupyter_client.manager import start_new_kernel
 
 from workbench import progress
 
@@ -95,3 +96,30 @@ def test_a_dumb_terminal_is_left_alone() -> None:
     out, drawn = on_a_terminal({"TERM": "dumb"})
     assert out == "result\n"
     assert "\x1b" not in drawn
+
+
+IN_A_KERNEL = """
+from types import SimpleNamespace
+from workbench import progress
+progress._Cell.AFTER = progress._Cell.PAUSE = 0
+with progress.show_progress() as advance:
+    advance(SimpleNamespace(kind="rerank", label="<late>", fingerprint="f"), 1, 4)
+    advance(SimpleNamespace(kind="rerank", label="<late>", fingerprint="f"), 4, 4)
+print("done")
+"""
+
+
+def test_a_notebook_shows_bars_while_it_works_and_keeps_nothing() -> None:
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        messages: list[dict[str, Any]] = []
+        client.execute_interactive(IN_A_KERNEL, output_hook=messages.append, timeout=60)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    shown = [(m["msg_type"], m["content"].get("data")) for m in messages if "data" in m["content"]]
+    kinds, bars = [kind for kind, _ in shown], [data for _, data in shown]
+    assert kinds == ["display_data"] + ["update_display_data"] * 3
+    assert bars[0] == bars[-1] == {}
+    assert "<progress value='4' max='4'>" in bars[2]["text/html"] and "&lt;late&gt;" in bars[2]["text/html"]
+    assert [m["content"]["text"] for m in messages if m["msg_type"] == "stream"] == ["done\n"]
