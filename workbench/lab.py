@@ -19,7 +19,7 @@ from workbench.pipeline.execute import execute
 from workbench.pipeline.job import Job
 from workbench.pipeline.results import TrialResult, finished, load_trial, record_trial, results_frame
 from workbench.pipeline.search import SearchResult, search
-from workbench.progress import show_progress
+from workbench.progress import quiet_libraries, show_progress
 from workbench.runtime import Runtime
 from workbench.settings import Settings
 from workbench.specs import SweepSpec, TrialSpec, read_sweep, read_trial
@@ -43,6 +43,7 @@ class Lab:
     """
 
     def __init__(self, settings: Settings | None = None, *, progress: bool = True) -> None:
+        quiet_libraries()
         self.runtime = Runtime(settings)
         self._progress = progress
 

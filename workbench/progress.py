@@ -123,15 +123,19 @@ class _Lines:
             print(f"{node.kind} {node.label}: {done:,} of {of:,} {unit}", file=sys.stderr, flush=True)  # noqa: T201
 
 
+def quiet_libraries() -> None:
+    """In a notebook: import tqdm.auto, which others draw with, before they do: it would ask for ipywidgets aloud."""
+    if "ipykernel" in sys.modules:
+        with warnings.catch_warnings(), contextlib.suppress(ImportError):
+            warnings.simplefilter("ignore")
+            import_module("tqdm.auto")
+
+
 def _notebook() -> Callable[[dict[str, str], bool], None] | None:
     """What shows or replaces one output of the running cell; None outside of a notebook's kernel."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if not hasattr(shell, "kernel"):
         return None
-    # Libraries below draw with tqdm.auto, which on its first import asks for ipywidgets on stderr.
-    with warnings.catch_warnings(), contextlib.suppress(ImportError):
-        warnings.simplefilter("ignore")
-        import_module("tqdm.auto")
     from uuid import uuid4
 
     from IPython.display import publish_display_data
