@@ -13,7 +13,7 @@ from workbench.settings import Settings
 from workbench.sweeps.bundled import experiment
 
 if TYPE_CHECKING:
-    from workbench.sweeps.local import SweepRun
+    from workbench.sweeps.runs import SweepRun
 
 ANSWERED = 16
 """Questions that the demo has answered, twice each: about a minute on two cores."""
@@ -54,7 +54,7 @@ def _situated(run: SweepRun) -> str:
     """How much was situated, in words."""
     stages = {s.fingerprint: s for t in run.results.values() for s in t.stages if s.label == "situated"}
     chunks = sum(stage.details["contexts"] + stage.details["empty"] for stage in stages.values())
-    documents = len(run.plan.dataset.documents)
+    documents = len(next(iter(run.results.values())).dataset.documents)
     return f"{chunks} chunks of {documents} whole documents were situated, one model call each."
 
 

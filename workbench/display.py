@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from workbench.pipeline.results import StageSummary, TrialResult
     from workbench.pipeline.search import SearchResult
     from workbench.serving.servers import Status
-    from workbench.sweeps.local import SweepRun
     from workbench.sweeps.plan import Plan
+    from workbench.sweeps.runs import SweepRun
 
 _SIDE_BY_SIDE = 100
 """From this width on two trials stand in two columns."""
@@ -172,22 +172,22 @@ def show_plan(plan: Plan, todo: Sequence[Node], place: str, to_embed: int) -> No
 
 def show_sweep(run: SweepRun, result: Any) -> None:
     """A table of the trials, then the failures, the verdict and what was computed; `result` is None without any."""
-    wide, metric = console().width >= _WIDE, run.plan.sweep.metric
+    wide, metric = console().width >= _WIDE, run.status.spec.metric
     shared = [m for m in ("span_precision@5", "mrr", "ndcg@10") if all(m in t.metrics for t in run.results.values())]
     others = [m for m in shared if m != metric]
     others = others if wide else []
     grid = table("trial", "id", metric, "95 % interval", "n", *others, left=("trial",))
     for number, trial in run.results.items():
         m = trial.metrics[metric]
-        mark = " (baseline)" if number == run.plan.baseline else ""
+        mark = " (baseline)" if number == run.status.baseline else ""
         figures = (figure(trial.metrics[name]["mean"]) for name in others)
         grid.add_row(
             cell(trial.label + mark), str(trial.trial_id), figure(m["mean"]), interval(m), str(m["n"]), *figures
         )
     if run.results:
         show(grid)
-    for number, error in run.errors.items():
-        say(f"failed: {run.plan.trials[number].label}: {error}", "red")
+    for label, error in run.errors.items():
+        say(f"failed: {label}: {error}", "red")
     if result is not None:
         say(result.verdict, "bold")
         if result.best:
@@ -203,7 +203,7 @@ def show_sweep(run: SweepRun, result: Any) -> None:
 
 def show_calls(run: SweepRun) -> None:
     """What the model calls of a sweep cost, stage by stage, beside the quality of the trials that used them."""
-    metric = run.plan.sweep.metric
+    metric = run.status.spec.metric
     users: dict[str, list[str]] = {}
     stages: dict[str, StageSummary] = {}
     for trial in run.results.values():

@@ -12,6 +12,7 @@ WorkbenchError
 │   ├── ShortResultError  an index returned fewer hits than it holds rows for
 │   └── CallError         a model request failed for good; calls that finished are kept
 ├── ReportError           a report could not be rendered; what is in the store is untouched (exit code 1)
+├── Stopped               a person paused or cancelled the sweep; finished items are kept (exit code 130)
 └── LeaseLost             another process took this work over; the late write was refused
 """
 
@@ -93,6 +94,10 @@ class CallError(StageError):
 
 class ReportError(WorkbenchError):
     pass
+
+
+class Stopped(WorkbenchError):
+    exit_code = 130
 
 
 class LeaseLost(WorkbenchError):

@@ -24,9 +24,9 @@ from workbench.runtime import Runtime
 from workbench.settings import Settings
 from workbench.specs import SweepSpec, TrialSpec, read_sweep, read_trial
 from workbench.sweeps import local
-from workbench.sweeps.local import SweepRun
 from workbench.sweeps.plan import Plan, plan
 from workbench.sweeps.results import SweepResult, load_sweep
+from workbench.sweeps.runs import SweepRun
 
 if TYPE_CHECKING:
     from workbench.reports.inspector import Inspection
@@ -88,7 +88,8 @@ class Lab:
         job = Job(self.runtime, data)
         with show_progress(self._progress) as progress:
             runs = execute(list(built.score.walk()), job, progress=progress)
-        trial_id = record_trial(built, job)
+        with self.runtime.database.transaction() as connection:
+            trial_id = record_trial(connection, built.score, spec.model_dump(mode="json"), job.dataset_id)
         return finished(built, job, {run.node.fingerprint: run for run in runs}, trial_id, label)
 
     def search(self, text: str, dataset: DatasetLike, *trials: TrialLike, k: int = 5) -> SearchResult:

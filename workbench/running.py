@@ -15,7 +15,7 @@ from workbench.specs import SweepSpec, read_sweep
 if TYPE_CHECKING:
     from workbench.datasets import Dataset
     from workbench.lab import Lab
-    from workbench.sweeps.local import SweepRun
+    from workbench.sweeps.runs import SweepRun
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import workbench
 from workbench.serving.languages import Languages, required
 from workbench.settings import Settings
 from workbench.specs import CrossEncoder, Embed, LateInteraction, Served, canonical_json
+from workbench.store.attempts import Attempts
 from workbench.store.database import Database
 from workbench.store.ledger import Ledger
 from workbench.store.memo import MemoStore
@@ -59,6 +60,7 @@ class Runtime:
             raise
         self.memo = MemoStore(self.database, self.worker)
         self.ledger = Ledger(self.database, self.worker)
+        self.attempts = Attempts(self.database, self.worker)
         self._embedders: dict[tuple[Embed, str], Embedder] = {}
         self._scorers: dict[tuple[LateInteraction | CrossEncoder, str], PairScorer] = {}
         self._tokenizers: dict[str, Tokenizer] = {}

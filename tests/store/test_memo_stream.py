@@ -134,6 +134,6 @@ def test_two_processes_that_ask_at_once_ask_each_thing_once(new_store: Callable[
 def test_a_call_comes_back_as_it_was_stored(new_store: Callable[[], MemoStore]) -> None:
     store = new_store()
     key = key_of("call")
-    row = ("Grüße\n[1]", "stop", 120, None, 3, 51.5, [17.25, 18.0], 88.0, 2, ["503"], [-0.25, -1e-300])
+    row = ("Grüße\n[1]", "stop", 120, None, 3, 51.5, [17.25, 18.0], 88.0, 2, ["503"], [-0.25, -1e-300], 1250.0)
     store.fill(CALL, [key], stream=lambda positions: (pair for pair in [(0, row)]))
     assert store.read(CALL, [key]) == [row]

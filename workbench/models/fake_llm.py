@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from workbench.specs import Served
 
 _NAME = re.compile(r"fake:words(?:\?(?P<options>.*))?")
 BLOCK = 16
+_TICK = 0.2
+"""Seconds between two calls of `check` while an answer is waited for."""
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
@@ -76,7 +78,9 @@ class FakeLanguageModel:
         """What determines the answers: not the delay, the faults or the log."""
         return {"weights": "fake:words", "max_model_len": self.window}
 
-    def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, Call], None, None]:
+    def stream(
+        self, requests: Sequence[Request], *, check: Callable[[], None] = lambda: None
+    ) -> Generator[tuple[int, Call], None, None]:
         """As `LanguageModel.stream`."""
         failure: CallError | None = None
         with ThreadPoolExecutor(self._concurrency) as threads:
@@ -87,7 +91,8 @@ class FakeLanguageModel:
                     running[threads.submit(self._answer, *item)] = item[0]
                 if not running:
                     break
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                check()
+                for future in wait(running, timeout=_TICK, return_when=FIRST_COMPLETED).done:
                     index = running.pop(future)
                     try:
                         call = future.result()

@@ -133,10 +133,13 @@ class LlmClient:
         self._streams: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, Call], None, None]:
+    def stream(
+        self, requests: Sequence[Request], *, check: Callable[[], None] = lambda: None
+    ) -> Generator[tuple[int, Call], None, None]:
         """(position, call) of each request as it finishes; they are sent in order, at the first `next`.
 
-        Closing the iterator, or an interrupt while it waits, cancels what is on the way.
+        Closing the iterator, or an interrupt while it waits, or an error from `check`, which is called several
+        times a second, cancels what is on the way.
 
         Raises:
             CallError: a request failed for good; no further one is sent, and those on the way are awaited and
@@ -148,7 +151,7 @@ class LlmClient:
         finished: queue.SimpleQueue[tuple[int, Call] | None] = queue.SimpleQueue()
         task = self._background.start(self._answer(requests, finished.put), lambda: finished.put(None))
         try:
-            while (one := _next(finished)) is not None:
+            while (one := _next(finished, check)) is not None:
                 yield one
             if task.cancelled():
                 raise ModelError("the client was closed while calls were on the way", hint="run again")
@@ -192,14 +195,14 @@ class LlmClient:
 
     async def _call(self, position: int, request: Request) -> Call:
         """One call with all its attempts."""
-        policy, faults = self._policy, list[Fault]()
+        policy, faults, waited = self._policy, list[Fault](), 0.0
         link = await self._reach(None)
         deadline = asyncio.get_running_loop().time() + policy.deadline
         while True:
             try:
                 async with asyncio.timeout_at(deadline) as limit, link:
                     reading = await self._attempt(link, request)
-                return reading.call([fault.word for fault in faults])
+                return reading.call([fault.word for fault in faults], waited)
             except Fault as fault:
                 faults.append(fault)
             except TimeoutError:
@@ -214,6 +217,7 @@ class LlmClient:
                 # Without a cause: what it says is not masked, and a traceback would show it.
                 raise await self._failure(link, position, request, faults) from None
             await self._sleep(pause)
+            waited += pause
             link = await self._reach(link if last.broken else None)
 
     async def _attempt(self, link: _Link, request: Request) -> Reading:
@@ -315,8 +319,9 @@ def _is_loopback(url: str) -> bool:
     return host == "localhost" or host.endswith(".localhost")
 
 
-def _next(finished: queue.SimpleQueue[T]) -> T:
+def _next(finished: queue.SimpleQueue[T], check: Callable[[], None]) -> T:
     while True:
+        check()
         # Where polars is imported, a signal does not interrupt a wait: it asks for interrupted calls to be resumed.
         with suppress(queue.Empty):
             return finished.get(timeout=_TICK)

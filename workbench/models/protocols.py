@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -94,6 +94,8 @@ class Call:
     """Why earlier attempts failed: "503", "timeout", "disconnected", "error event", ..."""
     logprobs: tuple[float, ...] = ()
     """Log-probabilities of the prompt's tokens from the second on, where they were asked for."""
+    waited_ms: float = 0.0
+    """Between attempts: backoff, and what the server asked for."""
 
 
 class ChatTokenizer(Protocol):
@@ -140,10 +142,13 @@ class LanguageModel(Protocol):
         """The model's own, or one that never counts too few tokens."""
         ...
 
-    def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, Call], None, None]:
+    def stream(
+        self, requests: Sequence[Request], *, check: Callable[[], None] = lambda: None
+    ) -> Generator[tuple[int, Call], None, None]:
         """Send requests in order, several at a time; (position, call) of each as it finishes.
 
-        Closing the iterator cancels what is on the way.
+        `check` is called now and then while an answer is waited for, and may raise to stop. Closing the
+        iterator cancels what is on the way.
 
         Raises:
             CallError: a request failed for good; no further one is sent, and those on the way are still

@@ -85,8 +85,8 @@ class Reading:
             # The first token has none. Of each entry the first is the real token, likelier ones follow it.
             self._logprobs = tuple(float(next(iter(entry.values()))["logprob"]) for entry in entries[1:])
 
-    def call(self, faults: Sequence[str]) -> Call:
-        """The finished call, after attempts that failed with `faults`.
+    def call(self, faults: Sequence[str], waited: float = 0.0) -> Call:
+        """The finished call, after attempts that failed with `faults` and `waited` seconds between them.
 
         Raises:
             Fault: the answer is not complete, or the server lacks what was asked of it.
@@ -113,6 +113,7 @@ class Reading:
             attempts=len(faults) + 1,
             faults=tuple(faults),
             logprobs=self._logprobs,
+            waited_ms=waited * 1000,
         )
 
 

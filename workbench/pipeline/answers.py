@@ -60,4 +60,4 @@ def prepare(node: Node, job: Job) -> Work:
 
         return write
 
-    return Work(finish, [calls.asking(model, spec, requests, keys)], len(set(keys)))
+    return Work(finish, [calls.asking(job, model, spec, requests, keys)], len(set(keys)))

@@ -28,11 +28,11 @@ def keys_of(model: LanguageModel, requests: Sequence[Request]) -> list[Key]:
     return [request_key(model.identity, request) for request in requests]
 
 
-def asking(model: LanguageModel, spec: Served, requests: Sequence[Request], keys: Sequence[Key]) -> Phase:
+def asking(job: Job, model: LanguageModel, spec: Served, requests: Sequence[Request], keys: Sequence[Key]) -> Phase:
     """The phase that asks what was never asked, each call committed as it finishes."""
 
     def stream(positions: Sequence[int]) -> Generator[tuple[int, Row], None, None]:
-        with contextlib.closing(model.stream([requests[i] for i in positions])) as calls:
+        with contextlib.closing(model.stream([requests[i] for i in positions], check=job.check)) as calls:
             for index, call in calls:
                 yield index, tuple(_listed(getattr(call, name)) for name in CALL.columns)
 
@@ -76,6 +76,7 @@ def summarise(model: LanguageModel, requests: Sequence[Request], keys: Sequence[
         "itl_ms": _percentiles([ms for c in chosen for ms in c.itl_ms]),
         "e2e_ms": _percentiles([c.e2e_ms for c in chosen]),
         "retried": sum(c.attempts > 1 for c in chosen),
+        "waited_seconds": sum(c.waited_ms for c in chosen) / 1000,
         "faults": dict(Counter(fault for c in chosen for fault in c.faults)),
         "finish_reasons": dict(Counter(c.finish_reason for c in chosen)),
     }

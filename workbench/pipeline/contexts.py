@@ -50,7 +50,7 @@ def _asked(node: Node, job: Job, spec: Summary | Situated) -> Work:
             },
         )
 
-    return Work(finish, [calls.asking(model, spec, requests, keys)], len(set(keys)))
+    return Work(finish, [calls.asking(job, model, spec, requests, keys)], len(set(keys)))
 
 
 def _write(texts: Sequence[str], details: Mapping[str, Any]) -> Write:

@@ -51,10 +51,16 @@ class Work:
 
 @dataclass
 class Job:
-    """A dataset in the store, with the stages that are done so far in this run."""
+    """A dataset in the store, with the stages that are done so far in this run.
+
+    `check` is called between items, and while a model is waited for; it may raise to stop. `sweep_id` is the
+    sweep that asks for the work, if any.
+    """
 
     runtime: Runtime
     dataset: Dataset
+    check: Callable[[], None] = lambda: None
+    sweep_id: int | None = None
     done: dict[str, StageRow] = field(default_factory=dict)
     _chunks: dict[str, pl.DataFrame] = field(default_factory=dict)
 

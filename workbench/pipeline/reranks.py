@@ -101,7 +101,7 @@ def _asked(
         }
         return _write(_ordered(spec.depth, spec.k, rankings, scores), details)
 
-    return Work(finish, [calls.asking(model, spec, requests, keys)], len(set(keys)))
+    return Work(finish, [calls.asking(job, model, spec, requests, keys)], len(set(keys)))
 
 
 def _listwise(node: Node, job: Job, spec: LlmRerank, rankings: Rankings, passages: Sequence[str]) -> Work:
@@ -117,7 +117,7 @@ def _listwise(node: Node, job: Job, spec: LlmRerank, rankings: Rankings, passage
         while not rounds.done:
             current = rounds.requests()
             now = calls.keys_of(model, current)
-            yield calls.asking(model, spec, current, now)
+            yield calls.asking(job, model, spec, current, now)
             rounds.advance([call.text for call in calls.read_calls(job, now)])
             requests.extend(current)
             keys.extend(now)

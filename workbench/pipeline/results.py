@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import polars as pl
+from psycopg import Connection
 from psycopg.types.json import Json
 
 from workbench.datasets import Dataset
@@ -16,7 +17,7 @@ from workbench.evaluation import higher_is_better, metric_names
 from workbench.parsing import parse
 from workbench.pipeline.calls import costs, totals
 from workbench.pipeline.execute import StageRun
-from workbench.pipeline.graph import TrialGraph
+from workbench.pipeline.graph import Node, TrialGraph
 from workbench.pipeline.job import Job
 from workbench.pipeline.shown import Rows, Shown
 from workbench.specs import TrialSpec
@@ -217,20 +218,14 @@ def describe(trial: TrialSpec) -> str:
     return " / ".join([f"{chunk.kind}{size}", f"{retrieve.kind}{legs}", *beside])
 
 
-def record_trial(graph: TrialGraph, job: Job) -> int:
-    """Keep that a trial's leaf is done on this dataset; returns its trial_id."""
-    stages = [{"kind": n.kind, "label": n.label, "fingerprint": n.fingerprint} for n in graph.score.walk()]
-    with job.runtime.database.transaction() as connection:
-        row = connection.execute(
-            "INSERT INTO trial (fingerprint, dataset_id, spec, stages) VALUES (%s, %s, %s, %s)"
-            " ON CONFLICT (fingerprint, dataset_id) DO UPDATE SET spec = excluded.spec RETURNING trial_id",
-            [
-                bytes.fromhex(graph.fingerprint),
-                job.dataset_id,
-                Json(graph.trial.model_dump(mode="json")),
-                Json(stages),
-            ],
-        ).fetchone()
+def record_trial(connection: Connection[Any], leaf: Node, spec: Mapping[str, Any], dataset_id: int) -> int:
+    """Keep that a trial's leaf is done on a dataset; returns its trial_id. `spec` is the trial as JSON."""
+    stages = [{"kind": n.kind, "label": n.label, "fingerprint": n.fingerprint} for n in leaf.walk()]
+    row = connection.execute(
+        "INSERT INTO trial (fingerprint, dataset_id, spec, stages) VALUES (%s, %s, %s, %s)"
+        " ON CONFLICT (fingerprint, dataset_id) DO UPDATE SET spec = excluded.spec RETURNING trial_id",
+        [bytes.fromhex(leaf.fingerprint), dataset_id, Json(spec), Json(stages)],
+    ).fetchone()
     assert row is not None
     return int(row[0])
 
@@ -270,40 +265,58 @@ def load_trial(database: Database, trial_id: int) -> TrialResult:
     return load_trials(database, [(trial_id, None)])[0]
 
 
-def load_trials(database: Database, wanted: Sequence[tuple[int, str | None]]) -> list[TrialResult]:
-    """Finished trials by id, with labels (None: their own); a dataset they share is read once.
+def load_trials(
+    database: Database,
+    wanted: Sequence[tuple[int, str | None]],
+    live: Mapping[str, tuple[int, int]] | None = None,
+) -> list[TrialResult]:
+    """Finished trials by id, with labels (None: their own); datasets and stages that they share are read once.
+
+    `live` maps the fingerprints of stages that a run computed to its items (computed, repeated); all others
+    count as reused.
 
     Raises:
         InputError: there is no such trial.
     """
-    datasets: dict[int, Dataset] = {}
-    results = []
+    live = live or {}
     with database.transaction() as connection:
-        for trial_id, label in wanted:
-            row = connection.execute(
-                "SELECT dataset_id, spec, stages FROM trial WHERE trial_id = %s", [trial_id]
-            ).fetchone()
-            if row is None:
-                raise InputError(f"no trial {trial_id} in this database", hint="`workbench run` prints a trial's id")
-            dataset_id, spec, stages = row
-            if dataset_id not in datasets:
-                datasets[dataset_id] = tables.load_dataset(connection, dataset_id)
-            prints = [bytes.fromhex(s["fingerprint"]) for s in stages]
-            found = {
-                stage[0]: stage[1:]
-                for stage in connection.execute(
-                    "SELECT encode(fingerprint, 'hex'), stage_id, items, seconds, details FROM stage"
-                    " WHERE fingerprint = ANY(%s)",
-                    [prints],
-                )
-            }
-            summaries = tuple(
-                StageSummary(s["kind"], s["label"], s["fingerprint"], stage_id, "reused", items, 0, 0, seconds, details)
-                for s in stages
-                for stage_id, items, seconds, details in [found[s["fingerprint"]]]
+        rows = {
+            row[0]: row[1:]
+            for row in connection.execute(
+                "SELECT trial_id, dataset_id, spec, stages FROM trial WHERE trial_id = ANY(%s)",
+                [[trial_id for trial_id, _ in wanted]],
             )
-            trial = parse(TrialSpec, spec)
-            results.append(
-                TrialResult(trial_id, trial, datasets[dataset_id], summaries, label or describe(trial), database)
+        }
+        if missing := [trial_id for trial_id, _ in wanted if trial_id not in rows]:
+            raise InputError(f"no trial {missing[0]} in this database", hint="`workbench run` prints a trial's id")
+        datasets = {i: tables.load_dataset(connection, i) for i in dict.fromkeys(row[0] for row in rows.values())}
+        prints = {s["fingerprint"] for _, _, stages in rows.values() for s in stages}
+        found = {
+            stage[0]: stage[1:]
+            for stage in connection.execute(
+                "SELECT encode(fingerprint, 'hex'), stage_id, items, seconds, details FROM stage"
+                " WHERE fingerprint = ANY(%s)",
+                [[bytes.fromhex(p) for p in prints]],
             )
+        }
+
+    def summary(kind: str, label: str, fingerprint: str) -> StageSummary:
+        stage_id, items, seconds, details = found[fingerprint]
+        state, counts = ("computed", live[fingerprint]) if fingerprint in live else ("reused", (0, 0))
+        return StageSummary(kind, label, fingerprint, stage_id, state, items, *counts, seconds, details)
+
+    results = []
+    for trial_id, label in wanted:
+        dataset_id, spec, stages = rows[trial_id]
+        trial = parse(TrialSpec, spec)
+        results.append(
+            TrialResult(
+                trial_id,
+                trial,
+                datasets[dataset_id],
+                tuple(summary(**stage) for stage in stages),
+                label or describe(trial),
+                database,
+            )
+        )
     return results

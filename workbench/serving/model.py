@@ -29,9 +29,11 @@ class ServedModel:
     def tokenizer(self) -> ChatTokenizer:
         return self._load()
 
-    def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, Call], None, None]:
+    def stream(
+        self, requests: Sequence[Request], *, check: Callable[[], None] = lambda: None
+    ) -> Generator[tuple[int, Call], None, None]:
         """As `LanguageModel.stream`."""
-        calls = self._client.stream(requests)
+        calls = self._client.stream(requests, check=check)
         try:
             yield from calls
         finally:

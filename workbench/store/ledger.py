@@ -107,6 +107,29 @@ class Ledger:
             self._held.add(taken[0])
             return Begun(*taken)
 
+    def announce(
+        self, fingerprint: str, kind: str, code: int, spec: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> StageRow | int:
+        """The stage_id of a stage whose items several processes compute, or the stage where it is done."""
+        key = bytes.fromhex(fingerprint)
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT INTO stage (fingerprint, kind, code, spec, inputs, state, worker_id, environment_id)"
+                " VALUES (%s, %s, %s, %s, %s, 'planned', %s, %s) ON CONFLICT DO NOTHING",
+                [
+                    key,
+                    kind,
+                    code,
+                    Jsonb(dict(spec)),
+                    Jsonb(dict(inputs)),
+                    self._worker.worker_id,
+                    self._worker.environment_id,
+                ],
+            )
+            row = connection.execute(f"SELECT {_DONE}, state FROM stage WHERE fingerprint = %s", [key]).fetchone()  # noqa: S608
+        assert row is not None
+        return StageRow(*row[:-1]) if row[-1] == "done" else int(row[0])
+
     def finish(
         self,
         begun: Begun,

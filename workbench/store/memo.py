@@ -64,22 +64,21 @@ CALL = Memo(
         "attempts",
         "faults",
         "logprobs",
+        "waited_ms",
     ),
-    ("text", "text", "int4", "int4", "int4", "float8", "float8[]", "float8", "int4", "text[]", "float8[]"),
+    ("text", "text", "int4", "int4", "int4", "float8", "float8[]", "float8", "int4", "text[]", "float8[]", "float8"),
 )
 
 
 @dataclass(slots=True)
 class Counts:
-    """What one `fill` did. `repeated` were claimed before, by anyone, without getting a value."""
+    """What `fill` did. `repeated` were claimed before, by anyone, without getting a value; `waited` are seconds."""
 
     items: int = 0
     computed: int = 0
     reused: int = 0
     repeated: int = 0
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +137,8 @@ class MemoStore:
         stage_id: int | None = None,
         batch: int = 256,
         claim_size: int = 1024,
+        shares: int = 1,
+        counts: Counts | None = None,
         progress: Callable[[int, int], None] | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> Counts:
@@ -146,7 +147,10 @@ class MemoStore:
         `compute` gets positions into `keys`; each batch is committed when it returns. With `stream` in its
         place each value is committed as it comes: what took seconds to say is not lost to a neighbour's
         failure. `claim_size` keys are claimed at a time: fewer share better between processes, more cost
-        less. `check` is called before each commit's work and may raise to stop; what is committed stays,
+        less. Where `shares` processes fill the same keys, claims shrink towards the end, so that all end
+        together (guided self-scheduling, Polychronopoulos and Kuck 1987). `counts` is added to, and `progress`
+        called with its finished items and all its items. `check` is called before each commit's work and may
+        raise to stop; what is committed stays,
         what is claimed is released.
         """
         groups = _one_by_one(stream) if stream else _batched(compute, batch) if compute else None
@@ -154,7 +158,9 @@ class MemoStore:
         unique = list(dict.fromkeys(keys))
         position = {key: i for i, key in reversed(list(enumerate(keys)))}
         todo = self.missing(memo, unique)
-        counts = Counts(items=len(unique), reused=len(unique) - len(todo))
+        counts = counts if counts is not None else Counts()
+        counts.items += len(unique)
+        counts.reused += len(unique) - len(todo)
 
         def tell(done: int) -> None:
             counts.computed += done
@@ -163,9 +169,14 @@ class MemoStore:
 
         while todo:
             elsewhere: list[Key] = []
+            at = 0
             # One claim's worth of keys at a time: no statement carries the whole list again and again.
-            for at in range(0, len(todo), claim_size):
-                part = todo[at : at + claim_size]
+            while at < len(todo):
+                size = claim_size
+                if shares > 1:
+                    size = max(1, claim_size // 8, min(size, (len(todo) - at) // (2 * shares)))
+                part = todo[at : at + size]
+                at += size
                 claim = self._claim(memo, part, stage_id)
                 if claim is not None:
                     counts.repeated += claim.repeated
@@ -179,6 +190,8 @@ class MemoStore:
                 counts.reused += len(elsewhere) - len(todo)
                 tell(0)
             if len(todo) == len(elsewhere) and todo:
+                counts.waited += self.poll_seconds
+                self.worker.bury()
                 self._sleep(self.poll_seconds)
         return counts
 

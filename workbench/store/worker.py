@@ -6,12 +6,15 @@ import contextlib
 import os
 import platform
 import threading
+from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from psycopg.types.json import Jsonb
 
 from workbench.errors import WorkbenchError
+from workbench.processes import identity, is_living
 from workbench.specs import digest
 from workbench.store.database import Database
 
@@ -32,10 +35,10 @@ class Worker:
                 [key, Jsonb(environment)],
             )
             row = connection.execute(
-                "INSERT INTO worker (host, pid, environment_id, lease_until)"
-                " SELECT %s, %s, environment_id, now() + make_interval(secs => %s) FROM environment"
+                "INSERT INTO worker (host, pid, machine, process, environment_id, lease_until)"
+                " SELECT %s, %s, %s, %s, environment_id, now() + make_interval(secs => %s) FROM environment"
                 " WHERE fingerprint = %s RETURNING worker_id, environment_id",
-                [platform.node(), os.getpid(), lease_seconds, key],
+                [platform.node(), os.getpid(), machine(), identity(os.getpid()), lease_seconds, key],
             ).fetchone()
         assert row is not None
         self.worker_id: int = row[0]
@@ -58,6 +61,27 @@ class Worker:
                 [seconds, ended, self.worker_id],
             )
 
+    def bury(self) -> int:
+        """End the leases of processes of this machine that are gone; returns how many.
+
+        A killed process says nothing, but its neighbours can see that it is gone and need not wait.
+        """
+        with self._database.transaction() as connection:
+            rows = connection.execute(
+                "SELECT worker_id, process FROM worker"
+                " WHERE machine = %s AND machine <> '' AND ended_at IS NULL AND lease_until > now()"
+                " AND worker_id <> %s",
+                [machine(), self.worker_id],
+            ).fetchall()
+            gone = [worker_id for worker_id, process in rows if not is_living(process)]
+            if gone:
+                connection.execute(
+                    "UPDATE worker SET lease_until = now() - interval '1 millisecond', ended_at = now()"
+                    " WHERE worker_id = ANY(%s)",
+                    [gone],
+                )
+        return len(gone)
+
     def close(self) -> None:
         """End the lease at once, so that what was left claimed is free."""
         if not self._stop.is_set():
@@ -73,3 +97,13 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@cache
+def machine() -> str:
+    """One boot of one kernel and its process numbers, where that can be told; else "", which is nobody's neighbour."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115  a link to no path
+    except OSError:
+        return ""
