@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from workbench import __version__, cli_serve, console, display, inputs
+from workbench import __version__, cli_serve, cli_sweeps, console, display, inputs
 from workbench.errors import InputError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Datasets: list, show, check.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(cli_sweeps.app)
 app.add_typer(cli_serve.app, name="serve")
 
 
@@ -85,27 +86,6 @@ def demo(
     from workbench import demo as demonstration
 
     if demonstration.run(dataset=dataset, lexical=lexical, models=models, limit=limit, output=output, as_json=as_json):
-        raise typer.Exit(1)
-
-
-@app.command()
-def sweep(
-    file: Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="A sweep in TOML.")],
-    dataset: DatasetOption = "",
-    limit: LimitOption = None,
-    report: Annotated[bool, typer.Option("--report", help="Also write the HTML report.")] = False,
-    output: ReportOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run a sweep: every unique stage of its trials once, whatever the store already holds reused."""
-    from workbench import running
-
-    task = running.Task.read(file, inputs.dataset(dataset, limit), output)
-    with inputs.open_lab() as lab:
-        finished, body = running.run(task, lab, quiet=as_json, report=report or output is not None)
-    if as_json:
-        console.print_json(body)
-    if finished.errors:
         raise typer.Exit(1)
 
 

@@ -10,7 +10,8 @@ WorkbenchError
 │   └── ModelError        a model, the package that runs it, or its server is missing or unusable
 ├── StageError            a stage failed while it ran; finished items are kept (exit code 1)
 │   ├── ShortResultError  an index returned fewer hits than it holds rows for
-│   └── CallError         a model request failed for good; calls that finished are kept
+│   ├── CallError         a model request failed for good; calls that finished are kept
+│   └── StageCrashed      its process died several times in a row, before one item was finished
 ├── ReportError           a report could not be rendered; what is in the store is untouched (exit code 1)
 ├── Stopped               a person paused or cancelled the sweep; finished items are kept (exit code 130)
 └── LeaseLost             another process took this work over; the late write was refused
@@ -89,6 +90,10 @@ class ShortResultError(StageError):
 
 
 class CallError(StageError):
+    pass
+
+
+class StageCrashed(StageError):
     pass
 
 

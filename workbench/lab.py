@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import polars as pl
 
@@ -23,15 +23,19 @@ from workbench.progress import quiet_libraries, show_progress
 from workbench.runtime import Runtime
 from workbench.settings import Settings
 from workbench.specs import SweepSpec, TrialSpec, read_sweep, read_trial
+from workbench.store import tables
 from workbench.sweeps import local
+from workbench.sweeps.book import Book
+from workbench.sweeps.faults import read_faults
 from workbench.sweeps.plan import Plan, plan
 from workbench.sweeps.results import SweepResult, load_sweep
-from workbench.sweeps.runs import SweepRun
+from workbench.sweeps.runs import Status, SweepRun, list_sweeps, read_status
 
 if TYPE_CHECKING:
     from workbench.reports.inspector import Inspection
 
 DatasetLike = Dataset | str | Path
+Engine = Literal["local", "temporal"]
 TrialLike = TrialSpec | str | Path
 
 
@@ -117,9 +121,11 @@ class Lab:
         dataset: DatasetLike | None = None,
         *,
         limit: int | None = None,
+        engine: Engine = "local",
+        workers: int = 1,
     ) -> SweepResult:
         """Run a sweep to its end and read its result from the store."""
-        run = self.run_sweep(sweep, dataset, limit=limit)
+        run = self.run_sweep(sweep, dataset, limit=limit, engine=engine, workers=workers)
         return self.sweep_result(run.sweep_id)
 
     def run_sweep(
@@ -128,14 +134,77 @@ class Lab:
         dataset: DatasetLike | None = None,
         *,
         limit: int | None = None,
+        engine: Engine = "local",
+        workers: int = 1,
     ) -> SweepRun:
-        """Run a sweep; what was computed, reused and repeated is in the returned run."""
+        """Run a sweep; what was computed, reused and repeated is in the returned run.
+
+        Engine "local" is a loop in this process. "temporal" runs the sweep as a workflow, with so many `workers`
+        of this machine beside those that run already.
+
+        Raises:
+            Stopped: a person paused or cancelled it.
+        """
         if not isinstance(sweep, Plan):
             if dataset is None:
                 raise InputError("no dataset was given", where="lab.sweep")
             sweep = self.plan(sweep, dataset, limit=limit)
         with show_progress(self._progress) as progress:
-            return local.run(sweep, self.runtime, progress=progress)
+            if engine == "local":
+                return local.run(sweep, self.runtime, progress=progress)
+            from workbench.sweeps.temporal import runner
+
+            return runner.run(sweep, self.runtime, workers=workers, progress=progress)
+
+    def sweeps(self) -> pl.DataFrame:
+        """One row a sweep of this database, the latest first."""
+        return list_sweeps(self.runtime.database)
+
+    def status(self, sweep_id: int) -> Status:
+        """How far a sweep is, whoever runs it.
+
+        Raises:
+            InputError: there is no such sweep.
+        """
+        return read_status(self.runtime.database, sweep_id)
+
+    def faults(self, sweep_id: int) -> pl.DataFrame:
+        """The fault ledger of a sweep: attempts, failures, repeated items, retries and waits, one row a stage."""
+        return read_faults(self.runtime.database, sweep_id)
+
+    def pause(self, sweep_id: int) -> Status:
+        """Have whoever runs a sweep stop after the items at hand; `resume` goes on."""
+        return self._want(sweep_id, "pause")
+
+    def cancel(self, sweep_id: int) -> Status:
+        """Have whoever runs a sweep stop; what is finished stays, and a later run goes on from there."""
+        return self._want(sweep_id, "cancel")
+
+    def _want(self, sweep_id: int, what: Literal["pause", "cancel"]) -> Status:
+        status = self.status(sweep_id)
+        if status.state in ("done", "failed", "cancelled"):
+            raise InputError(f"sweep {sweep_id} is {status.state}: nothing runs", where="status")
+        book = Book(self.runtime.database, sweep_id)
+        book.want(what)
+        if status.engine == "temporal":
+            from workbench.sweeps.temporal import runner
+
+            runner.wake(self.runtime, sweep_id)
+        elif status.state != "running":
+            book.conclude()
+        return self.status(sweep_id)
+
+    def resume(self, sweep_id: int, *, engine: Engine | None = None, workers: int = 1) -> SweepRun:
+        """Go on with a sweep that was paused, cancelled, interrupted or has failures, from the store alone.
+
+        `engine` is by default the one it ran on.
+        """
+        with self.runtime.database.transaction() as connection:
+            dataset = tables.load_dataset(connection, Book(self.runtime.database, sweep_id).dataset_id())
+        status = self.status(sweep_id)
+        made = plan(status.spec, dataset, self.runtime, name=status.name)
+        chosen: Engine = "temporal" if (engine or status.engine) == "temporal" else "local"
+        return self.run_sweep(made, engine=chosen, workers=workers)
 
     def sweep_result(self, sweep_id: int) -> SweepResult:
         """A sweep from the store alone."""

@@ -14,7 +14,7 @@ from workbench.specs import SweepSpec, read_sweep
 
 if TYPE_CHECKING:
     from workbench.datasets import Dataset
-    from workbench.lab import Lab
+    from workbench.lab import Engine, Lab
     from workbench.sweeps.runs import SweepRun
 
 
@@ -41,7 +41,16 @@ class Task:
         return cls(file.stem, spec, data, output)
 
 
-def run(task: Task, lab: Lab, *, quiet: bool, report: bool, title: str = "") -> tuple[SweepRun, dict[str, Any]]:
+def run(
+    task: Task,
+    lab: Lab,
+    *,
+    quiet: bool,
+    report: bool,
+    title: str = "",
+    engine: Engine = "local",
+    workers: int = 1,
+) -> tuple[SweepRun, dict[str, Any]]:
     """Run a task; returns the run and its JSON object. Unless `quiet`, everything is said on the way."""
     data = task.data
     plan = lab.plan(task.spec, data, name=task.name)
@@ -54,7 +63,7 @@ def run(task: Task, lab: Lab, *, quiet: bool, report: bool, title: str = "") -> 
         passages = sum(node.kind == "embed" and node.label == "passage" for node in todo)
         characters = passages * sum(len(d.text) for d in data.documents)
         display.show_plan(plan, todo, lab.runtime.database.name, characters)
-    finished = lab.run_sweep(plan)
+    finished = lab.run_sweep(plan, engine=engine, workers=workers)
     result = lab.sweep_result(finished.sweep_id) if finished.results else None
     body = finished.as_json()
     if result is not None:

@@ -40,12 +40,12 @@ def execute(
     job: Job,
     *,
     progress: Progress | None = None,
-    shares: int = 1,
+    shared: bool = False,
 ) -> list[StageRun]:
     """Bring nodes (inputs before what needs them) to done, each computed once ever in this database.
 
     A node that another process holds is waited for, until it is done or the holder's lease ends. With
-    `shares` other than 1 so many processes are asked to compute the items of the same nodes together.
+    `shared` several processes compute the items of the same node together.
 
     Raises:
         WorkbenchError: a stage failed; its finished items are kept.
@@ -61,7 +61,7 @@ def execute(
         run, waited = None, 0.0
         while run is None:
             job.check()
-            run = (_share if shares > 1 else _attempt)(node, job, progress, shares, waited)
+            run = (_share if shared else _attempt)(node, job, progress, waited)
             if run is None:
                 waited += POLL
                 time.sleep(POLL)
@@ -97,7 +97,7 @@ def require_models(nodes: Iterable[Node], settings: Settings) -> None:
             )
 
 
-def _attempt(node: Node, job: Job, progress: Progress | None, shares: int, waited: float) -> StageRun | None:
+def _attempt(node: Node, job: Job, progress: Progress | None, waited: float) -> StageRun | None:
     """One try at a node; None where another process holds it."""
     ledger = job.runtime.ledger
     begun = ledger.begin(node.fingerprint, node.kind, node.code, node.identity, node.input_fingerprints)
@@ -110,7 +110,7 @@ def _attempt(node: Node, job: Job, progress: Progress | None, shares: int, waite
             attempt.waited = waited
             started = time.monotonic()
             work = prepare(node, job)
-            _fill(node, work, job, begun.stage_id, attempt, progress, shares)
+            _fill(node, work, job, begun.stage_id, attempt, progress)
             row = _finish(begun, work, job, attempt, started)
         return StageRun(node, row, "computed", attempt.counts)
     except LeaseLost:
@@ -123,9 +123,9 @@ def _attempt(node: Node, job: Job, progress: Progress | None, shares: int, waite
         ledger.release(begun)
 
 
-def _share(node: Node, job: Job, progress: Progress | None, shares: int, waited: float) -> StageRun | None:
+def _share(node: Node, job: Job, progress: Progress | None, waited: float) -> StageRun | None:
     """Compute a node's items beside other processes; the first that finds them complete writes the output."""
-    ledger = job.runtime.ledger
+    ledger, attempts = job.runtime.ledger, job.runtime.attempts
     stage = node.fingerprint, node.kind, node.code, node.identity, node.input_fingerprints
     announced = ledger.announce(*stage)
     if isinstance(announced, StageRow):
@@ -134,7 +134,7 @@ def _share(node: Node, job: Job, progress: Progress | None, shares: int, waited:
         with _attempting(node, job) as attempt:
             attempt.waited, started = waited, time.monotonic()
             work = prepare(node, job)
-            _fill(node, work, job, announced, attempt, progress, shares)
+            _fill(node, work, job, announced, attempt, progress, lambda: attempts.sharing(node.fingerprint))
             while isinstance(begun := ledger.begin(*stage), Busy):  # someone else writes the output, or died over it
                 job.check()
                 time.sleep(POLL)
@@ -184,7 +184,13 @@ def _attempting(node: Node, job: Job) -> Iterator[Attempt]:
 
 
 def _fill(
-    node: Node, work: Work, job: Job, stage_id: int, attempt: Attempt, progress: Progress | None, shares: int
+    node: Node,
+    work: Work,
+    job: Job,
+    stage_id: int,
+    attempt: Attempt,
+    progress: Progress | None,
+    sharing: Callable[[], int] = lambda: 1,
 ) -> None:
     """Bring every item of a stage to a value, phase by phase."""
 
@@ -204,7 +210,7 @@ def _fill(
             stage_id=stage_id,
             batch=phase.batch,
             claim_size=phase.claim_size or 4 * phase.batch,
-            shares=shares,
+            sharing=sharing,
             counts=attempt.counts,
             progress=tell,
             check=job.check,

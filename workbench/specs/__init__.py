@@ -42,7 +42,8 @@ from workbench.specs.retrieval import (
     Lexical,
     RetrieveSpec,
 )
-from workbench.specs.trial import ScoreSpec, SweepSpec, TrialSpec, apply_settings, read_sweep, read_trial
+from workbench.specs.sweep import SweepSpec, read_sweep
+from workbench.specs.trial import ScoreSpec, TrialSpec, apply_settings, read_trial
 
 __all__ = [
     "Answer",

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from workbench.errors import StageError
+from workbench.errors import StageCrashed
 from workbench.store.database import Database
 from workbench.store.memo import Counts
 from workbench.store.worker import Worker
@@ -44,7 +44,7 @@ class Attempts:
         """Begin an attempt at a stage; earlier ones whose process is gone are closed as crashed.
 
         Raises:
-            StageError: the stage has crashed `CRASHES` processes in a row, none of which finished an item.
+            StageCrashed: the stage has crashed `CRASHES` processes in a row, none of which finished an item.
         """
         key = bytes.fromhex(fingerprint)
         with self._database.transaction() as connection:
@@ -67,7 +67,7 @@ class Attempts:
         assert row is not None
         attempt = Attempt(row[0])
         if len(latest) == CRASHES and all(outcome == "crashed" and not computed for outcome, computed in latest):
-            error = StageError(
+            error = StageCrashed(
                 f"its process died {CRASHES} times in a row here, before one item was finished",
                 where=f"stage {kind} ({label}) {fingerprint[:12]}",
                 hint="out of memory? see the system's log; run again to try once more",
@@ -75,6 +75,17 @@ class Attempts:
             self.close(attempt, "failed", str(error))
             raise error
         return attempt
+
+    def sharing(self, fingerprint: str) -> int:
+        """How many living processes work on a stage now."""
+        with self._database.transaction() as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM attempt a JOIN worker w USING (worker_id)"
+                " WHERE a.fingerprint = %s AND a.ended_at IS NULL AND w.lease_until > now()",
+                [bytes.fromhex(fingerprint)],
+            ).fetchone()
+        assert row is not None
+        return int(row[0])
 
     def note(self, attempt: Attempt, done: int, items: int) -> None:
         """Keep how far an attempt is; its first finished item at once, then every `EVERY` seconds."""

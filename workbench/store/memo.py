@@ -137,7 +137,7 @@ class MemoStore:
         stage_id: int | None = None,
         batch: int = 256,
         claim_size: int = 1024,
-        shares: int = 1,
+        sharing: Callable[[], int] = lambda: 1,
         counts: Counts | None = None,
         progress: Callable[[int, int], None] | None = None,
         check: Callable[[], None] = lambda: None,
@@ -147,8 +147,8 @@ class MemoStore:
         `compute` gets positions into `keys`; each batch is committed when it returns. With `stream` in its
         place each value is committed as it comes: what took seconds to say is not lost to a neighbour's
         failure. `claim_size` keys are claimed at a time: fewer share better between processes, more cost
-        less. Where `shares` processes fill the same keys, claims shrink towards the end, so that all end
-        together (guided self-scheduling, Polychronopoulos and Kuck 1987). `counts` is added to, and `progress`
+        less. `sharing` says how many processes fill the same keys now: then claims shrink towards the end, so
+        that all end together (guided self-scheduling, Polychronopoulos and Kuck 1987). `counts` is added to, and `progress`
         called with its finished items and all its items. `check` is called before each commit's work and may
         raise to stop; what is committed stays,
         what is claimed is released.
@@ -173,8 +173,8 @@ class MemoStore:
             # One claim's worth of keys at a time: no statement carries the whole list again and again.
             while at < len(todo):
                 size = claim_size
-                if shares > 1:
-                    size = max(1, claim_size // 8, min(size, (len(todo) - at) // (2 * shares)))
+                if (processes := sharing()) > 1:
+                    size = max(1, claim_size // 8, min(size, (len(todo) - at) // (2 * processes)))
                 part = todo[at : at + size]
                 at += size
                 claim = self._claim(memo, part, stage_id)

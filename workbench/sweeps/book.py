@@ -119,6 +119,34 @@ class Book:
         model = held[0] if held else next((stage.model for stage in found if stage.model), None)
         return [stage for stage in found if stage.model in (None, model)]
 
+    def waiting(self) -> int:
+        """How many stages are not done and have not failed."""
+        return int(
+            self._row(
+                "SELECT (SELECT count(*) FROM sweep_stage t WHERE t.sweep_id = s.sweep_id AND state = 'waiting')"
+                " FROM sweep s WHERE sweep_id = %s"
+            )[0]
+        )
+
+    def items(self, stage_no: int) -> int:
+        """About how many items a stage has, its inputs being done: chunks of its chunk stage, or queries."""
+        node = self.node(stage_no)
+        with self._database.transaction() as connection:
+            queries = connection.execute(
+                "SELECT count(*) FROM sweep JOIN dataset USING (dataset_id) JOIN query USING (query_set_id)"
+                " WHERE sweep_id = %s",
+                [self.sweep_id],
+            ).fetchone()
+            chunks = connection.execute(
+                "SELECT (details->>'chunks')::int8 FROM stage WHERE fingerprint = ANY(%s) AND kind = 'chunk'",
+                [[bytes.fromhex(n.fingerprint) for n in node.walk()]],
+            ).fetchone()
+        assert queries is not None
+        if node.kind in ("context", "embed"):
+            return int(chunks[0]) if chunks else 0
+        pairs = getattr(node.config, "depth", 1) if isinstance(node.config, LateInteraction | CrossEncoder) else 1
+        return int(queries[0]) * pairs
+
     def node(self, stage_no: int) -> Node:
         """A stage of the sweep, from the store."""
         with self._database.transaction() as connection:

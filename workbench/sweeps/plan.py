@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,10 +15,16 @@ from workbench.pipeline import graph
 from workbench.pipeline.graph import Node, TrialGraph
 from workbench.pipeline.results import describe
 from workbench.runtime import Runtime
-from workbench.specs import SweepSpec, digest
+from workbench.specs import Served, SweepSpec, TrialSpec, canonical_json, digest
+from workbench.specs.sweep import REPLICATE, agrees, same
+
+_NAMED = 5
+"""Groups of equal trials that a warning names."""
+_SERVING = ("model", "revision", "dtype", "quantization", "max_model_len", "arguments", "prefix_caching")
+"""The fields of a spec that say which server answers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedTrial:
     """One point of a sweep. `label` names what varies."""
 
@@ -40,27 +46,53 @@ class Plan:
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        """Every unique stage, inputs before what needs them."""
-        unique: dict[str, Node] = {}
-        for trial in self.trials:
-            for node in trial.graph.score.walk():
-                unique.setdefault(node.fingerprint, node)
-        return tuple(unique.values())
+        """Every unique stage, inputs before what needs them, those of one served model together (`order`)."""
+        return order(tuple(graph.walk(trial.graph.score for trial in self.trials)))
 
-    @property
+    @cached_property
     def stages_of_a_loop(self) -> int:
         """How many stages a loop over the trials would run, sharing nothing."""
-        return sum(len(list(trial.graph.score.walk())) for trial in self.trials)
+        return sum(sum(1 for _ in trial.graph.score.walk()) for trial in self.trials)
 
     @property
     def fingerprint(self) -> str:
         data = self.dataset
         return digest(
             {
-                "sweep": self.sweep.model_dump(mode="json"),
+                "sweep": self.sweep.identity(),
                 "dataset": [data.name, data.corpus_fingerprint, data.queries_fingerprint, data.gold_fingerprint],
             }
         )
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person may not have meant: axes that change nothing, trials that are the same. They stop nothing."""
+        points = [{path: same(value) for path, value in trial.point.items()} for trial in self.trials]
+        leaves = [trial.graph.fingerprint for trial in self.trials]
+        inert = [path for path in self.sweep.axes if _is_inert(path, points, leaves)]
+        found = [f"inert axis {path!r}: no stage of any trial depends on it" for path in inert]
+        equal: dict[str, dict[frozenset[tuple[str, str]], str]] = {}
+        for trial, point, leaf in zip(self.trials, points, leaves, strict=True):
+            rest = frozenset((path, value) for path, value in point.items() if path not in inert)
+            equal.setdefault(leaf, {}).setdefault(rest, trial.label)
+        groups = [tuple(labels.values()) for labels in equal.values() if len(labels) > 1]
+        if groups:
+            named = "; ".join(" = ".join(map(repr, labels[:_NAMED])) for labels in groups[:_NAMED])
+            more = f" and {len(groups) - _NAMED:,} more" if len(groups) > _NAMED else ""
+            count = sum(len(labels) - 1 for labels in groups)
+            which = "1 trial is" if count == 1 else f"{count:,} trials are"
+            found.append(f"{which} the same as another, stage by stage: {named}{more}")
+        return tuple(found)
+
+
+def _is_inert(path: str, points: Sequence[Mapping[str, str]], leaves: Sequence[str]) -> bool:
+    """Whether trials that differ in this path alone, of which there are some, always have one leaf."""
+    groups: dict[frozenset[tuple[str, str]], list[str]] = {}
+    for point, leaf in zip(points, leaves, strict=True):
+        if path in point:
+            groups.setdefault(frozenset(pair for pair in point.items() if pair[0] != path), []).append(leaf)
+    compared = [of for of in groups.values() if len(of) > 1]
+    return bool(compared) and all(len(set(of)) == 1 for of in compared)
 
 
 def plan(sweep: SweepSpec, dataset: Dataset, runtime: Runtime, *, name: str = "sweep") -> Plan:
@@ -70,20 +102,43 @@ def plan(sweep: SweepSpec, dataset: Dataset, runtime: Runtime, *, name: str = "s
         SpecError: a path or value that does not fit, an unknown primary metric, an unfit baseline.
         DatasetError, ModelError: something that a trial names is not there.
     """
+    points = sweep.trials()
+    check_metric(sweep.metric, (trial for _, trial in points), dataset)
+    builder = graph.Builder(dataset, runtime)
     labels: Counter[str] = Counter()
     trials = []
-    for number, point in enumerate(sweep.points()):
-        trial = sweep.trial(point)
-        evaluation.check_metric(sweep.metric, trial.scored, dataset.queries, answers=trial.generates)
-        label = " / ".join(short(value) for value in point.values()) or describe(trial)
+    for number, (point, trial) in enumerate(points):
+        label = _label(point, trial, sweep)
         labels[label] += 1
         if labels[label] > 1:
             label = f"{label} ({labels[label]})"
-        trials.append(PlannedTrial(number, point, label, graph.build(trial, dataset, runtime)))
-    matching = [t.trial_no for t in trials if all(t.point[path] == value for path, value in sweep.baseline.items())]
-    if not matching:
+        trials.append(PlannedTrial(number, point, label, builder.build(trial)))
+    baseline = next((t.trial_no for t in trials if agrees(t.point, sweep.baseline)), None)
+    if baseline is None:
         raise SpecError("no trial fits the baseline", where="baseline")
-    return Plan(name, sweep, dataset, tuple(trials), matching[0])
+    return Plan(name, sweep, dataset, tuple(trials), baseline)
+
+
+def check_metric(metric: str, trials: Iterable[TrialSpec], dataset: Dataset) -> None:
+    """Refuse a primary metric that one of the trials does not score on this dataset.
+
+    Raises:
+        SpecError: as `evaluation.check_metric`.
+    """
+    different = {(trial.scored.k, trial.generates): trial for trial in trials}
+    for trial in different.values():
+        evaluation.check_metric(metric, trial.scored, dataset.queries, answers=trial.generates)
+
+
+def _label(point: Mapping[str, Any], trial: TrialSpec, sweep: SweepSpec) -> str:
+    """The values on the axes; others with their paths; a repetition by its number, from 1."""
+    values = [
+        short(value) if path in sweep.axes else f"{path} {short(value)}"
+        for path, value in point.items()
+        if path != REPLICATE
+    ]
+    label = " / ".join(values) or describe(trial)
+    return f"{label} #{point[REPLICATE] + 1}" if REPLICATE in point else label
 
 
 def short(value: Any) -> str:
@@ -91,3 +146,96 @@ def short(value: Any) -> str:
     if isinstance(value, Mapping):
         return str(value["kind"]) if "kind" in value else ", ".join(f"{k} {short(v)}" for k, v in value.items())
     return " + ".join(map(short, value)) if isinstance(value, tuple | list) else str(value)
+
+
+# --- the order of stages -------------------------------------------------------------------------
+
+
+def server_of(node: Node) -> str | None:
+    """What names the served model that a stage asks; None where it asks none."""
+    if not isinstance(node.config, Served):
+        return None
+    return canonical_json(
+        {name: value for name, value in node.config.model_dump(mode="json").items() if name in _SERVING}
+    )
+
+
+def order(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """Stages with inputs before what needs them, and each served model in few stretches: loading one takes minutes.
+
+    What asks no model comes as soon as it can. A model is left only when no stage that asks it is ready; next
+    is one that can then be finished for good, else the one that heads the longest chain of models still to be
+    loaded one after the other, else the one with the most stages ready. With one or two models no order
+    switches less often.
+
+    `nodes` are in some order with inputs first; inputs that are not among them count as done.
+    """
+    asks = {node.fingerprint: server_of(node) for node in nodes}
+    inputs = {node.fingerprint: {i for i in node.input_fingerprints.values() if i in asks} for node in nodes}
+    users: dict[str, list[str]] = {key: [] for key in asks}
+    for key, of in inputs.items():
+        for source in of:
+            users[source].append(key)
+    chains = _chains(list(asks), asks, users)
+    ready: dict[str | None, deque[str]] = {model: deque() for model in (None, *asks.values())}
+    missing = {key: len(of) for key, of in inputs.items()}
+    for key, count in missing.items():
+        if not count:
+            ready[asks[key]].append(key)
+    found: list[str] = []
+    current: str | None = None
+    while len(found) < len(asks):
+        if ready[None]:
+            key = ready[None].popleft()
+        else:
+            if not ready[current]:
+                rest = [key for key in asks if missing[key] >= 0]
+                current = _next_model(rest, asks, inputs, ready, chains)
+            key = ready[current].popleft()
+        found.append(key)
+        missing[key] = -1
+        for user in users[key]:
+            missing[user] -= 1
+            if not missing[user]:
+                ready[asks[user]].append(user)
+    by_key = {node.fingerprint: node for node in nodes}
+    return tuple(by_key[key] for key in found)
+
+
+def _chains(
+    keys: Sequence[str], asks: Mapping[str, str | None], users: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, int]]:
+    """Of each stage, by first model: the longest chain of models, one loaded after the other, from it on."""
+    chains: dict[str, dict[str, int]] = {}
+    for key in reversed(keys):
+        after: dict[str, int] = {}
+        for user in users[key]:
+            for model, length in chains[user].items():
+                after[model] = max(after.get(model, 0), length)
+        own = asks[key]
+        if own is not None:
+            after = {own: max((length + (model != own) for model, length in after.items()), default=1)}
+        chains[key] = after
+    return chains
+
+
+def _next_model(
+    rest: Sequence[str],
+    asks: Mapping[str, str | None],
+    inputs: Mapping[str, Iterable[str]],
+    ready: Mapping[str | None, Sequence[str]],
+    chains: Mapping[str, Mapping[str, int]],
+) -> str:
+    """The model to load next, of those that have a stage ready; `rest` are the stages to come, inputs first."""
+    needs: dict[str, set[str]] = {}  # the models behind each stage of the rest
+    unfinishable = set()
+    for key in rest:
+        own = asks[key]
+        needs[key] = {m for i in inputs[key] if i in needs for m in (*needs[i], asks[i]) if m is not None}
+        if own is not None and needs[key] - {own}:
+            unfinishable.add(own)
+
+    def rank(model: str) -> tuple[bool, int, int]:
+        return model not in unfinishable, max(chains[key][model] for key in ready[model]), len(ready[model])
+
+    return max((model for model, keys in ready.items() if model is not None and keys), key=rank)
