@@ -8,8 +8,9 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .PHONY: demo test check lab notebooks lock browser clean
 
+# ENGINE=temporal runs it as workflows, with a worker process and an embedded Temporal server.
 demo: $(READY)
-	@$(BIN)/workbench demo
+	@$(BIN)/workbench demo $(if $(ENGINE),--engine $(ENGINE))
 
 test: $(READY) browser
 	$(BIN)/ruff format --check .

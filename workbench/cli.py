@@ -78,6 +78,7 @@ def demo(
     lexical: Annotated[bool, typer.Option("--lexical", help="Without any model (needs no torch, no vLLM).")] = False,
     models: Annotated[bool, typer.Option(help="Also contexts, reranking and answers on a real vLLM server.")] = True,
     dataset: DatasetOption = "python-reference",
+    engine: cli_sweeps.EngineOption = cli_sweeps.EngineName.local,
     limit: LimitOption = None,
     output: ReportOption = None,
     as_json: JsonOption = False,
@@ -85,7 +86,16 @@ def demo(
     """The main job, end to end, on real text: chunkers and retrievers compared; then contexts, reranking, answers."""
     from workbench import demo as demonstration
 
-    if demonstration.run(dataset=dataset, lexical=lexical, models=models, limit=limit, output=output, as_json=as_json):
+    failed = demonstration.run(
+        dataset=dataset,
+        lexical=lexical,
+        models=models,
+        limit=limit,
+        output=output,
+        as_json=as_json,
+        engine=engine.value,
+    )
+    if failed:
         raise typer.Exit(1)
 
 

@@ -13,13 +13,23 @@ from workbench.settings import Settings
 from workbench.sweeps.bundled import experiment
 
 if TYPE_CHECKING:
+    from workbench.lab import Engine
     from workbench.sweeps.runs import SweepRun
 
 ANSWERED = 16
 """Questions that the demo has answered, twice each: about a minute on two cores."""
 
 
-def run(*, dataset: str, lexical: bool, models: bool, limit: int | None, output: Path | None, as_json: bool) -> bool:
+def run(
+    *,
+    dataset: str,
+    lexical: bool,
+    models: bool,
+    limit: int | None,
+    output: Path | None,
+    as_json: bool,
+    engine: Engine = "local",
+) -> bool:
     """Run the parts that this machine can run; returns whether a trial failed."""
     retrieval = "demo-lexical" if lexical else "demo"
     tasks = [Task.read(experiment(retrieval), inputs.dataset(dataset, limit), output)]
@@ -33,7 +43,7 @@ def run(*, dataset: str, lexical: bool, models: bool, limit: int | None, output:
     with inputs.open_lab() as lab:
         for number, task in enumerate(tasks, 1):
             title = f"[{number}/{len(tasks)}]" if len(tasks) > 1 else ""
-            finished, found = run_task(task, lab, quiet=as_json, report=number < 3, title=title)
+            finished, found = run_task(task, lab, quiet=as_json, report=number < 3, title=title, engine=engine)
             failed |= bool(finished.errors)
             if number == 1:
                 body = found

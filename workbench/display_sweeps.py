@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import polars as pl
-
 from workbench.console import cell, count, say, show, table
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from workbench.sweeps.runs import Status
 
 _AGAIN = ("paused", "cancelled", "interrupted", "failed")
@@ -61,15 +61,16 @@ def show_status(found: Status) -> None:
 
 def show_faults(faults: pl.DataFrame) -> None:
     """The stages on which something was tried again, lost or waited for; a sentence where there was nothing."""
+    from workbench.sweeps.faults import FAULTS, with_faults
+
     if faults.is_empty():
         return
-    names = ("failed", "crashed", "stopped", "lost", "repeated", "retries", "waited", "backoff")
-    odd = faults.filter(pl.any_horizontal(pl.col(name) > 0 for name in names))
+    odd = with_faults(faults)
     if odd.is_empty():
         say(f"No fault in {count(int(faults['attempts'].sum()), 'attempt')}: nothing was repeated, lost or waited for.")
         return
-    grid = table("stage", "attempts", *names, "faults", left=("stage", "faults"))
+    grid = table("stage", "attempts", *FAULTS, "faults", left=("stage", "faults"))
     for row in odd.iter_rows(named=True):
-        figures = (f"{row[n]:.1f} s" if isinstance(row[n], float) else str(row[n]) for n in names)
+        figures = (f"{row[n]:.1f} s" if isinstance(row[n], float) else str(row[n]) for n in FAULTS)
         grid.add_row(cell(row["stage"]), str(row["attempts"]), *figures, cell(row["faults"]))
     show(grid)

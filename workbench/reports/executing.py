@@ -101,7 +101,8 @@ class _Execution:
     def __init__(self, batch: Batch, runtime: Runtime, timeout: int | None, progress: Progress) -> None:
         self._template, self._mean = batch.template, batch.mean
         self._runtime, self._timeout, self._progress = runtime, timeout, progress
-        self._kernels: set[Any] = set()
+        self._kernels: dict[Any, bool] = {}
+        """The manager of each kernel, and whether it has come to a cell."""
         self._lock = threading.Lock()
         self._stopping = threading.Event()
 
@@ -122,10 +123,10 @@ class _Execution:
                 self._stopping.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 try:
-                    self._signal(signal.SIGINT)
+                    self._end_kernels(politely=True)
                     wait(futures, GRACE_SECONDS)
                 finally:  # also when interrupted once more
-                    self._signal(signal.SIGKILL)
+                    self._end_kernels()
                 raise
 
     def _execute(self, entry: Entry) -> Outcome:
@@ -158,12 +159,14 @@ class _Execution:
 
         cells = len(self._template.notebook.cells) + 1  # papermill adds one with the parameters
 
-        def at_cell(cell: Any, cell_index: int) -> None:  # noqa: ARG001 -- nbclient calls it with these names
-            self._check()
-            self._progress.cell(entry, cell_index, cells)
-
         try:
             with self._kernel() as manager:
+
+                def at_cell(cell: Any, cell_index: int) -> None:  # noqa: ARG001 -- nbclient calls it with these names
+                    self._kernels[manager] = True
+                    self._check()
+                    self._progress.cell(entry, cell_index, cells)
+
                 execute_notebook(
                     self._template.notebook,
                     str(part).replace("{", "{{").replace("}", "}}"),  # papermill fills parameters into paths
@@ -184,7 +187,7 @@ class _Execution:
 
     @contextlib.contextmanager
     def _kernel(self) -> Iterator[Any]:
-        """A kernel that works in our folder, and that `_signal` reaches."""
+        """A kernel that works in our folder, and that `_end_kernels` reaches."""
         from jupyter_core.utils import ensure_event_loop
 
         with contextlib.ExitStack() as ending:
@@ -193,25 +196,27 @@ class _Execution:
             _write_profile(folder, self._template.path.parent)
             manager = ending.enter_context(_kernel(self._runtime.settings, folder))
             with self._lock:
-                self._kernels.add(manager)
+                self._kernels[manager] = False
             try:
                 self._check()
                 yield manager
             finally:
                 with self._lock:
-                    self._kernels.discard(manager)
+                    del self._kernels[manager]
 
     def _check(self) -> None:
         if self._stopping.is_set():
             raise _Stopped
 
-    def _signal(self, number: int) -> None:
+    def _end_kernels(self, *, politely: bool = False) -> None:
+        """Kill the kernels that run; politely, those that are at work are interrupted."""
         with self._lock:
-            managers = list(self._kernels)
-        for manager in managers:
+            kernels = dict(self._kernels)
+        for manager, at_work in kernels.items():
             process = manager.provisioner.process
             if process is not None:
-                process.send_signal(number)
+                # Before its first cell a kernel has claimed nothing, and would only print where it was.
+                process.send_signal(signal.SIGINT if politely and at_work else signal.SIGKILL)
 
 
 def _write_profile(folder: Path, beside: Path) -> None:

@@ -122,7 +122,7 @@ def _read(path: Path) -> NotebookNode:
             warnings.simplefilter("ignore", DuplicateCellId)
             notebook: NotebookNode = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
             nbformat.validate(notebook)
-    except (ValueError, AttributeError, KeyError, nbformat.ValidationError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, nbformat.ValidationError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise InputError(f"not a notebook: {reason}", where=str(path), hint="save it in Jupyter once more") from None
     return notebook

@@ -22,6 +22,7 @@ from workbench.reports.inspector import inspect
 from workbench.reports.page import TEMPLATES, Fragment, number
 from workbench.reports.reproduce import environments, sweep_toml
 from workbench.specs import digest
+from workbench.sweeps.faults import with_faults
 from workbench.sweeps.plan import short
 from workbench.sweeps.results import SweepResult
 
@@ -34,7 +35,10 @@ def fingerprint(result: SweepResult) -> str:
     trials = [[t.label, t.trial_id, [s.fingerprint for s in t.stages]] for t in result.trials]
     seconds = [[s.seconds, s.items] for t in result.trials for s in t.stages]
     spec = result.spec.model_dump(mode="json")
-    return digest([code(), result.sweep_id, result.name, result.state, spec, trials, seconds, dict(result.failed)])
+    faults = [list(row) for row in result.faults.iter_rows()]
+    return digest(
+        [code(), result.sweep_id, result.name, result.state, spec, trials, seconds, dict(result.failed), faults]
+    )
 
 
 @functools.cache
@@ -220,6 +224,21 @@ def calls(result: SweepResult) -> Fragment:
         " own day on their own machine: they show what happened and are no comparison."
     )
     return tables.fragment(tables.calls(result), caption)
+
+
+def faults(result: SweepResult) -> Fragment:
+    """What was tried again, lost, repeated or waited for: how the pipeline behaved when something went wrong."""
+    ledger, odd = result.faults, with_faults(result.faults)
+    attempts = _many(int(ledger["attempts"].sum()), "attempt", "attempts")
+    asked = _many(int(ledger["calls"].sum()), "model call", "model calls")
+    if odd.is_empty():
+        return _words(f"No fault: {attempts} at stages and {asked}, and none was tried again, lost or waited for.")
+    caption = (
+        f"Of {attempts} at stages and {asked}. Crashed: its process died; stopped: by a person; lost: taken over by"
+        " another while it stood still. Repeated: items claimed again, because whoever had them ended without a value."
+        " Waited: seconds for others who held the same work. Backoff: seconds between the attempts of a call."
+    )
+    return tables.fragment(tables.faults(odd), caption)
 
 
 def unscored(result: SweepResult) -> Fragment:

@@ -10,6 +10,7 @@ import polars as pl
 from workbench.evaluation import higher_is_better
 from workbench.reports.charts import ranking, stage_work
 from workbench.reports.page import Fragment, number
+from workbench.sweeps.faults import FAULTS
 from workbench.sweeps.plan import short
 from workbench.sweeps.results import SweepResult
 
@@ -153,6 +154,24 @@ def calls(result: SweepResult) -> GT:
         "e2e_ms": "whole call, ms",
     }
     return table(pl.DataFrame(rows), "wb-calls", labels=labels, words=("stage",))
+
+
+def faults(ledger: pl.DataFrame) -> GT:
+    """The fault ledger, one row a stage."""
+    seconds = ("waited", "backoff")
+    shown = ledger.select(
+        "stage",
+        *(pl.col(name).cast(pl.String) for name in ("attempts", *FAULTS) if name not in seconds),
+        *(pl.col(name).map_elements(lambda value: f"{value:.1f}", return_dtype=pl.String) for name in seconds),
+        "faults",
+    )
+    labels = {
+        "retries": "calls tried again",
+        "waited": "waited, s",
+        "backoff": "backoff, s",
+        "faults": "why calls failed",
+    }
+    return table(shown, "wb-faults", labels=labels, words=("stage", "faults"))
 
 
 def table(frame: pl.DataFrame, identity: str, *, labels: dict[str, str], words: tuple[str, ...]) -> GT:

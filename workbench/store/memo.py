@@ -148,10 +148,9 @@ class MemoStore:
         place each value is committed as it comes: what took seconds to say is not lost to a neighbour's
         failure. `claim_size` keys are claimed at a time: fewer share better between processes, more cost
         less. `sharing` says how many processes fill the same keys now: then claims shrink towards the end, so
-        that all end together (guided self-scheduling, Polychronopoulos and Kuck 1987). `counts` is added to, and `progress`
-        called with its finished items and all its items. `check` is called before each commit's work and may
-        raise to stop; what is committed stays,
-        what is claimed is released.
+        that all end together (guided self-scheduling, Polychronopoulos and Kuck 1987). `counts` is added to,
+        and `progress` called with its finished items and all its items. `check` is called before each commit's
+        work and may raise to stop; what is committed stays, what is claimed is released.
         """
         groups = _one_by_one(stream) if stream else _batched(compute, batch) if compute else None
         assert groups is not None, "nothing computes the values"

@@ -63,6 +63,15 @@ def read_faults(database: Database, sweep_id: int) -> pl.DataFrame:
     return pl.DataFrame(found, schema=_SCHEMA, orient="row")
 
 
+FAULTS = ("failed", "crashed", "stopped", "lost", "repeated", "retries", "waited", "backoff")
+"""The columns that are 0 where nothing went wrong."""
+
+
+def with_faults(faults: pl.DataFrame) -> pl.DataFrame:
+    """The stages on which something went wrong."""
+    return faults.filter(pl.any_horizontal(pl.col(name) > 0 for name in FAULTS))
+
+
 def totals(faults: pl.DataFrame) -> dict[str, float]:
     """The sums over all stages, as JSON has them."""
     names = [name for name, kind in _SCHEMA.items() if kind != pl.String]

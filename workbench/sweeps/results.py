@@ -21,6 +21,7 @@ from workbench.pipeline.shown import Rows, Shown
 from workbench.pipeline.summaries import clusters
 from workbench.specs import SweepSpec
 from workbench.store.database import Database
+from workbench.sweeps.faults import read_faults
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ class SweepResult(Shown):
             s.fingerprint: (f"{s.kind} {s.label} ({t.label})", s) for t in reversed(self.trials) for s in t.stages
         }
         return costs((name, s.details, s.seconds) for name, s in reversed(stages.values()))
+
+    @cached_property
+    def faults(self) -> pl.DataFrame:
+        """The fault ledger: attempts, failures, repeated items, retries and waits, one row a stage (`faults`)."""
+        return read_faults(self.trials[0].database, self.sweep_id)
 
     def __repr__(self) -> str:
         return f"SweepResult({self.name!r}, {len(self.trials)} trials, {self.verdict!r})"

@@ -56,16 +56,16 @@ async def connect(
     named = options.pop("target_host", None)
     if data_converter:
         options["data_converter"] = data_converter
-    deadline = time.monotonic() + PATIENCE
+    runtime, deadline = _runtime(os.getpid()), time.monotonic() + PATIENCE
     while True:
         target = named or address or (address_of(home) if home else None)  # read anew: it may move
         if target is None:
             raise ServiceError("no Temporal server is known", where=str(home or "settings"), hint=hint)
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await Client.connect(target, runtime=_runtime(os.getpid()), **options)
+            async with asyncio.timeout(PATIENCE):
+                return await Client.connect(target, runtime=runtime, **options)
         except (RuntimeError, ValueError, TimeoutError) as error:
-            if named or time.monotonic() + _PAUSE > deadline:
+            if named or time.monotonic() > deadline:
                 where = target.rpartition("@")[2]
                 raise ServiceError(f"no Temporal server: {_reason(error)}", where=where, hint=hint) from error
         await asyncio.sleep(_PAUSE)

@@ -88,7 +88,7 @@ class Server:
                 state = found or _launch(self._folder, program)
             if _answered(self._folder, state, program):
                 return state.address
-            if True:
+            if not found:  # otherwise its end was near when we came
                 raise _failure("did not stay up", self._folder)
 
     def _let_go(self) -> None:
