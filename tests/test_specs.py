@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import random
 import warnings
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from workbench.errors import SpecError
 from workbench.parsing import parse, parse_setting, read_toml
 from workbench.specs import (
+    Answer,
     Bm25,
     Dense,
     Embed,
@@ -28,10 +30,12 @@ from workbench.specs import (
     Hybrid,
     Lexical,
     Markdown,
+    NoGeneration,
     Python,
     Recursive,
     ScoreSpec,
     Sentence,
+    Situated,
     Spec,
     SweepSpec,
     TrialSpec,
@@ -235,6 +239,25 @@ def test_settings_read_as_toml_or_else_as_text(text: str, expected: tuple[str, A
 def test_a_setting_needs_a_path(text: str) -> None:
     with pytest.raises(SpecError, match="is not path=value"):
         parse_setting(text)
+
+
+def test_fields_that_fit_only_each_other_are_changed_together() -> None:
+    trial = TrialSpec(chunk=Fixed(tokens=200, overlap=50), index=Hnsw())
+    expected = trial.chunk.model_copy(update={"tokens": 40, "overlap": 10})
+    for paths in (("tokens", "overlap"), ("overlap", "tokens")):
+        assert trial.varied({f"chunk.{name}": getattr(expected, name) for name in paths}).chunk == expected
+    assert apply_settings(trial, ["index.m=60", "index.ef_construction=120"]).index == Hnsw(m=60, ef_construction=120)
+    with pytest.raises(SpecError) as caught:
+        trial.varied({"chunk.tokens": 40, "retrieve.k": 5})
+    assert caught.value.where == "chunk.tokens"
+    assert trial.varied({}) == trial
+
+
+def test_of_a_stage_the_whole_comes_first_then_its_kind_then_its_fields() -> None:
+    changes = {"chunk.overlap": 5, "chunk.kind": "sentence", "chunk": {"kind": "fixed", "tokens": 50}}
+    assert TrialSpec().varied(changes).chunk == Sentence(tokens=50, overlap=5)
+    assert TrialSpec().varied({"generate.k": 2, "generate": Answer(model="m")}).generate == Answer(model="m", k=2)
+    assert TrialSpec(generate=NoGeneration(kind="none")).vary("generate.k", 2).generate == Answer(k=2)
 
 
 def test_settings_apply_kinds_first() -> None:
@@ -483,10 +506,101 @@ def test_kinds_are_varied_before_their_fields() -> None:
         ({"axes": {"chunk.kind": "fixed"}}, "axes.chunk.kind"),
         ({"replicates": 0}, "replicates"),
         ({"metrc": "recall@5"}, "did you mean 'metric'?"),
+        ({"axes": {"retrieve.k": [5, 7, 5]}}, "axis 'retrieve.k' names 5 more than once"),
+        ({"axes": {"lexical.b": [0, 0.0]}}, "axis 'lexical.b' names 0.0 more than once"),
+        ({"axes": {"retrieve.legs": [["dense", "fts"], ("dense", "fts")]}}, "more than once"),
+        ({"axes": {"retrieve.k": [5]}, "include": [{"retrieve.k": 5}]}, "include {'retrieve.k': 5} is a point already"),
+        ({"include": [{"retrieve.k": 5}, {"retrieve.k": 5}]}, "include {'retrieve.k': 5} is a point already"),
+        ({"axes": {"retrieve.k": [5, 6]}, "exclude": [{"retrieve.k": 7}]}, "exclude {'retrieve.k': 7} fits no point"),
+        ({"axes": {"retrieve.k": [5]}, "exclude": [{"retreive.k": 5}]}, "did you mean 'retrieve.k'?"),
+        (
+            {"axes": {"retrieve.k": [5, 6]}, "exclude": [{"retrieve.k": 5}, {"retrieve.k": 6}]},
+            "every point is excluded",
+        ),
+        ({"axes": {"retrieve.k": [5, 6]}, "exclude": [{}]}, "every point is excluded"),
+        (
+            {
+                "axes": {"retrieve.k": [5, 6], "chunk.tokens": [9, 10]},
+                "exclude": [{"retrieve.k": 5, "chunk.tokens": 9}],
+                "baseline": {"retrieve.k": 5, "chunk.tokens": 9},
+            },
+            "no point agrees with the baseline",
+        ),
+        ({"axes": {"replicate": [1, 2]}}, "'replicate' is no path of a trial"),
+        ({"axes": {f"lexical.{name}": list(range(100)) for name in ("k1", "b", "x")}}, "1,000,000 points"),
+        ({"include": [{"retrieve.k": float("nan")}]}, "Out of range"),
+        ({"include": {"retrieve.k": 5}}, "include"),
     ],
 )
 def test_sweeps_that_do_not_fit(data: Mapping[str, Any], message: str) -> None:
     assert message in refusal(data, SweepSpec)
+
+
+def test_a_grid_loses_what_is_excluded_and_gets_what_is_included() -> None:
+    sweep = parse(
+        SweepSpec,
+        {
+            "axes": {"chunk.tokens": [50, 100], "retrieve.kind": ["dense", "bm25", "fts"]},
+            "exclude": [{"chunk.tokens": 50, "retrieve.kind": "fts"}, {"retrieve.kind": "bm25"}],
+            "include": [{"chunk.tokens": 50, "retrieve.kind": "bm25", "lexical.k1": 2.0}, {"chunk.kind": "markdown"}],
+            "baseline": {"lexical.k1": 2},
+        },
+    )
+    points: list[dict[str, Any]] = [
+        {"chunk.tokens": 50, "retrieve.kind": "dense"},
+        {"chunk.tokens": 100, "retrieve.kind": "dense"},
+        {"chunk.tokens": 100, "retrieve.kind": "fts"},
+        {"chunk.tokens": 50, "retrieve.kind": "bm25", "lexical.k1": 2.0},
+        {"chunk.kind": "markdown"},
+    ]
+    assert sweep.points() == points
+    assert sweep.trials() == [(point, sweep.trial(point)) for point in points]
+    assert parse(SweepSpec, sweep.model_dump(mode="json")) == sweep
+    assert SweepSpec(include=({"retrieve.k": 5},)).points() == [{"retrieve.k": 5}], "without axes there is no grid"
+
+
+grids = st.fixed_dictionaries(
+    {
+        "chunk.tokens": st.lists(st.integers(10, 14), min_size=1, max_size=3, unique=True),
+        "retrieve.kind": st.lists(st.sampled_from(["dense", "bm25", "fts"]), min_size=1, unique=True),
+        "lexical.b": st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, unique=True),
+    }
+)
+
+
+@given(grids, st.data())
+def test_points_are_the_grid_by_its_definition(axes: Mapping[str, list[Any]], data: st.DataObject) -> None:
+    rule = st.dictionaries(st.sampled_from(sorted(axes)), st.none(), min_size=1).map(
+        lambda paths: {path: data.draw(st.sampled_from(axes[path])) for path in paths}
+    )
+    exclude = data.draw(st.lists(rule, max_size=2))
+    whole = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    expected = [p for p in whole if not any(all(p[path] == v for path, v in out.items()) for out in exclude)]
+    spec = {"axes": axes, "exclude": exclude}
+    if not expected:
+        assert "every point is excluded" in refusal(spec, SweepSpec)
+        return
+    sweep = parse(SweepSpec, spec)
+    assert sweep.points() == expected
+    for point, trial in sweep.trials():
+        one = sweep.base
+        for path in sorted(point, key=lambda p: not p.endswith(".kind")):
+            one = one.vary(path, point[path])
+        assert trial == one == sweep.trial(point)
+
+
+def test_trials_that_agree_on_a_stage_share_its_spec() -> None:
+    sweep = SweepSpec(axes={"chunk.tokens": (50, 100), "retrieve.k": (5, 6, 7)})
+    trials = [trial for _, trial in sweep.trials()]
+    assert len({id(trial.chunk) for trial in trials}) == 2
+    assert len({id(trial.retrieve) for trial in trials}) == 3
+    assert {id(trial.rerank) for trial in trials} == {id(sweep.base.rerank)}
+
+
+def test_what_serves_a_spec_on_an_axis_stays_with_it() -> None:
+    spec = Situated(concurrency=32, prefix_caching=False)
+    sweep = SweepSpec(axes={"context": (spec,)})
+    assert [trial.context for _, trial in sweep.trials()] == [spec]
 
 
 def test_a_list_on_an_axis_may_be_the_baseline() -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from workbench import __version__, cli_serve, cli_sweeps, console, display, inputs
+from workbench import __version__, cli_notebooks, cli_serve, cli_sweeps, console, display, inputs
 from workbench.errors import InputError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Datasets: list, show, check.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(cli_sweeps.app)
+app.add_typer(cli_notebooks.app, name="notebooks")
 app.add_typer(cli_serve.app, name="serve")
 
 

@@ -89,11 +89,15 @@ def _say_what(batch: Batch) -> None:
         console.count(len(plan.dataset.queries), "query"),
     )
     console.say(f"{notebooks} on {plan.dataset.name} ({queries}), {batch.template.path.name}, one a trial")
+    for note in plan.dataset.notes:
+        console.say(f"note: {note}")
+    for warning in plan.warnings:
+        console.say(f"warning: {warning}", "yellow")
 
 
 @contextmanager
 def _progress(notebooks: int, enabled: bool) -> Iterator[Progress]:
-    """Bars at a terminal: one for the batch, one for each notebook that runs; elsewhere a line for each that ended."""
+    """Bars at a terminal, for the batch and for each notebook that runs; elsewhere a line for each that has run."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
@@ -131,8 +135,9 @@ def _progress(notebooks: int, enabled: bool) -> Iterator[Progress]:
             if outcome.label in tasks:
                 bars.remove_task(tasks.pop(outcome.label))
             bars.advance(whole)
-            line = f"{outcome.file.name}: {outcome.state}" + (f", {outcome.seconds:.1f} s" if outcome.seconds else "")
-            screen.print(Text(console.CONTROL.sub("�", line), style="dim"), soft_wrap=True)
+            if outcome.state != "reused":
+                line = f"{outcome.file.name}: {outcome.state}, {outcome.seconds:.1f} s"
+                screen.print(Text(console.CONTROL.sub("�", line), style="dim"), soft_wrap=True)
 
     with bars:
         yield Shown()

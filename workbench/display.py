@@ -152,6 +152,8 @@ def show_plan(plan: Plan, todo: Sequence[Node], place: str, to_embed: int) -> No
     )
     for note in data.notes:
         say(f"note: {note}")
+    for warning in plan.warnings:
+        say(f"warning: {warning}", "yellow")
     if not todo:
         say(f"Every stage is in the store already ({place}): nothing is computed.")
         return

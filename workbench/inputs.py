@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,15 +63,15 @@ def dataset(name: str, limit: int | None = None, *, scored: bool = True) -> Data
     return data
 
 
-def check_metric(metric: str, trial: TrialSpec, data: Dataset) -> None:
-    """Refuse a metric that this trial does not score, or that this dataset's gold does not allow.
+def check_metric(metric: str, trials: Iterable[TrialSpec], data: Dataset) -> None:
+    """Refuse a metric that one of these trials does not score, or that this dataset's gold does not allow.
 
     Raises:
         InputError: with the nearest names that are there.
     """
-    from workbench import evaluation
+    from workbench.sweeps.plan import check_metric as check
 
-    evaluation.check_metric(metric, trial.scored, data.queries, answers=trial.generates)
+    check(metric, trials, data)
     if not any(q.evidence for q in data.queries):
         raise InputError("no query here has evidence, so nothing can be scored", where=data.name, hint="add gold spans")
 
@@ -87,7 +87,7 @@ class Operand:
             self.spec = trial(Path(name))
             self.data = dataset(folder, limit)
             if metric:
-                check_metric(metric, self.spec, self.data)
+                check_metric(metric, [self.spec], self.data)
 
     def result(self, lab: Lab, label: str | None = None) -> TrialResult:
         """The trial's result under a label; what the store already holds is not computed again."""

@@ -35,8 +35,7 @@ class Task:
             InputError: the sweep, its metric or the report's place does not fit.
         """
         spec = read_sweep(file)
-        for point in spec.points():
-            inputs.check_metric(spec.metric, spec.trial(point), data)
+        inputs.check_metric(spec.metric, (trial for _, trial in spec.trials()), data)
         check_output(output, PAGES, folder=True)
         return cls(file.stem, spec, data, output)
 

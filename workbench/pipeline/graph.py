@@ -179,6 +179,7 @@ def build(trial: TrialSpec, dataset: Dataset, runtime: Runtime) -> TrialGraph:
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_BY_VALUE = (str, int, type(None))
 
 
 def _once(make: Callable[Concatenate[Builder, _P], _T]) -> Callable[Concatenate[Builder, _P], _T]:
@@ -186,7 +187,7 @@ def _once(make: Callable[Concatenate[Builder, _P], _T]) -> Callable[Concatenate[
 
     @functools.wraps(make)
     def made(self: Builder, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        key = (make.__name__, *(arg if isinstance(arg, str | int | None) else id(arg) for arg in args))
+        key = (make.__name__, *(arg if isinstance(arg, _BY_VALUE) else id(arg) for arg in args))
         if key not in self._made:
             self._made[key] = (make(self, *args, **kwargs), args)  # while they are kept no other object has their ids
         found: _T = self._made[key][0]

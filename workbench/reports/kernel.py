@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import SecretStr
-
-import workbench
 from workbench.errors import ReportError
-from workbench.settings import Settings
+from workbench.settings import Settings, child_environment
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -132,17 +127,6 @@ def _kernel(settings: Settings, folder: Path) -> Iterator[Any]:
 
 def environment(settings: Settings, folder: Path) -> dict[str, str]:
     """The kernel's environment: ours, with `WORKBENCH_*` exactly as the settings say and no personal IPython."""
-    found = {name: value for name, value in os.environ.items() if not name.startswith("WORKBENCH_")}
-    for name, field in Settings.model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, SecretStr):
-            value = value.get_secret_value()
-        if value is not None:
-            alias = field.validation_alias if isinstance(field.validation_alias, str) else f"WORKBENCH_{name.upper()}"
-            found[alias] = str(value.expanduser().resolve() if isinstance(value, Path) else value)
-    # The kernel must import the very code that asked for the report, also from a plain checkout.
-    root = str(Path(workbench.__file__).resolve().parent.parent)
-    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        found["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [found.get("PYTHONPATH")])])
+    found = child_environment(settings)
     found |= {"IPYTHONDIR": str(folder / "ipython"), "PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONWARNINGS": "ignore"}
     return found

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 OLDEST_PGVECTOR = (0, 8, 0)
 """Iterative index scans, which the search guards need, came with pgvector 0.8.0."""
 
+PATIENCE = 30.0
+"""Seconds that a connection is waited for."""
 _MIGRATION = re.compile(r"(\d{4})_\w+\.sql")
 _LOCK = 7_305_241_911_274  # names this application among the advisory locks of a shared database
 
@@ -34,6 +36,7 @@ class Database:
         self, pool: ConnectionPool[Connection[Any]], schema: str, path: str, server: Server | None, name: str
     ) -> None:
         self._pool, self.schema, self._path, self._server, self.name = pool, schema, path, server, name
+        self._patience = PATIENCE
 
     @classmethod
     def open(cls, settings: Settings) -> Database:
@@ -57,7 +60,7 @@ class Database:
                 min_size=1,
                 max_size=settings.pool_size,
                 timeout=30,
-                check=ConnectionPool.check_connection,
+                check=_check(server),
                 configure=_configure(path),
                 open=True,
                 name="workbench",
@@ -78,10 +81,12 @@ class Database:
             DatabaseError: no connection could be had or it was cut.
         """
         try:
-            with self._pool.connection() as connection:
+            with self._pool.connection(self._patience) as connection:
+                self._patience = PATIENCE
                 _set_path(connection, self._path)
                 yield connection
         except PoolTimeout as error:
+            self._patience = 1.0  # whoever clears up behind this error must not wait as long again, one after the other
             if self._server is not None:
                 self._server.ensure()
             raise DatabaseError("no connection within 30 s", where=self.name, hint="is the server up?") from error
@@ -108,6 +113,20 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check(server: Server | None) -> Any:
+    """The pool's own check; a dead connection brings the embedded server back before the pool tries again."""
+
+    def check(connection: Connection[Any]) -> None:
+        try:
+            ConnectionPool.check_connection(connection)
+        except OperationalError:
+            if server is not None:
+                server.ensure()
+            raise
+
+    return check
 
 
 def _public_name(url: str) -> str:

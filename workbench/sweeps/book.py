@@ -16,9 +16,9 @@ from workbench.pipeline.graph import Node
 from workbench.pipeline.job import Job
 from workbench.pipeline.results import record_trial
 from workbench.settings import Settings
-from workbench.specs import CrossEncoder, Embed, LateInteraction, Served, digest
+from workbench.specs import CrossEncoder, Embed, LateInteraction, Served
 from workbench.store.database import Database
-from workbench.sweeps.plan import Plan
+from workbench.sweeps.plan import Plan, server_of
 
 Queue = Literal["cpu", "llm", "gpu"]
 """What a stage mostly needs: a processor, calls to a model's server, or an accelerator if there is one."""
@@ -320,10 +320,7 @@ def queue_of(node: Node) -> Queue:
 
 def model_of(node: Node, settings: Settings) -> str | None:
     """The served model that a stage asks, where it is on this house to start and stop its server."""
-    if not isinstance(node.config, Served) or settings.llm_url:
-        return None
-    serving = node.config.model_dump(mode="json", include=set(Served.model_fields) - {"concurrency", "tokenizer"})
-    return digest(serving)
+    return None if settings.llm_url else server_of(node)
 
 
 def sweep_ids(database: Database, which: Callable[[str], bool] = lambda _: True) -> Iterable[int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -168,74 +169,72 @@ def order(nodes: Sequence[Node]) -> tuple[Node, ...]:
     loaded one after the other, else the one with the most stages ready. With one or two models no order
     switches less often.
 
-    `nodes` are in some order with inputs first; inputs that are not among them count as done.
+    `nodes` are in some order with inputs first, which is kept where nothing speaks against it; inputs that are not
+    among them count as done.
     """
-    asks = {node.fingerprint: server_of(node) for node in nodes}
-    inputs = {node.fingerprint: {i for i in node.input_fingerprints.values() if i in asks} for node in nodes}
-    users: dict[str, list[str]] = {key: [] for key in asks}
-    for key, of in inputs.items():
+    place = {node.fingerprint: i for i, node in enumerate(nodes)}
+    asks = [server_of(node) for node in nodes]
+    inputs = [{place[i] for i in node.input_fingerprints.values() if i in place} for node in nodes]
+    users: list[list[int]] = [[] for _ in nodes]
+    for i, of in enumerate(inputs):
         for source in of:
-            users[source].append(key)
-    chains = _chains(list(asks), asks, users)
-    ready: dict[str | None, deque[str]] = {model: deque() for model in (None, *asks.values())}
-    missing = {key: len(of) for key, of in inputs.items()}
-    for key, count in missing.items():
+            users[source].append(i)
+    chains = _chains(asks, users)
+    missing = [len(of) for of in inputs]
+    # Of each model a heap: the first in the given order is taken first.
+    ready: dict[str | None, list[int]] = {model: [] for model in (None, *asks)}
+    for i, count in enumerate(missing):
         if not count:
-            ready[asks[key]].append(key)
-    found: list[str] = []
+            ready[asks[i]].append(i)
+    found: list[int] = []
     current: str | None = None
-    while len(found) < len(asks):
+    while len(found) < len(nodes):
         if ready[None]:
-            key = ready[None].popleft()
+            stage = heapq.heappop(ready[None])
         else:
             if not ready[current]:
-                rest = [key for key in asks if missing[key] >= 0]
-                current = _next_model(rest, asks, inputs, ready, chains)
-            key = ready[current].popleft()
-        found.append(key)
-        missing[key] = -1
-        for user in users[key]:
+                current = _next_model(set(found), asks, inputs, ready, chains)
+            stage = heapq.heappop(ready[current])
+        found.append(stage)
+        for user in users[stage]:
             missing[user] -= 1
             if not missing[user]:
-                ready[asks[user]].append(user)
-    by_key = {node.fingerprint: node for node in nodes}
-    return tuple(by_key[key] for key in found)
+                heapq.heappush(ready[asks[user]], user)
+    return tuple(nodes[i] for i in found)
 
 
-def _chains(
-    keys: Sequence[str], asks: Mapping[str, str | None], users: Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, int]]:
+def _chains(asks: Sequence[str | None], users: Sequence[Sequence[int]]) -> list[dict[str, int]]:
     """Of each stage, by first model: the longest chain of models, one loaded after the other, from it on."""
-    chains: dict[str, dict[str, int]] = {}
-    for key in reversed(keys):
+    chains: list[dict[str, int]] = [{} for _ in asks]
+    for i in reversed(range(len(asks))):
         after: dict[str, int] = {}
-        for user in users[key]:
+        for user in users[i]:
             for model, length in chains[user].items():
                 after[model] = max(after.get(model, 0), length)
-        own = asks[key]
+        own = asks[i]
         if own is not None:
             after = {own: max((length + (model != own) for model, length in after.items()), default=1)}
-        chains[key] = after
+        chains[i] = after
     return chains
 
 
 def _next_model(
-    rest: Sequence[str],
-    asks: Mapping[str, str | None],
-    inputs: Mapping[str, Iterable[str]],
-    ready: Mapping[str | None, Sequence[str]],
-    chains: Mapping[str, Mapping[str, int]],
+    done: Set[int],
+    asks: Sequence[str | None],
+    inputs: Sequence[Iterable[int]],
+    ready: Mapping[str | None, Sequence[int]],
+    chains: Sequence[Mapping[str, int]],
 ) -> str:
-    """The model to load next, of those that have a stage ready; `rest` are the stages to come, inputs first."""
-    needs: dict[str, set[str]] = {}  # the models behind each stage of the rest
+    """The model to load next, of those that have a stage ready."""
+    needs: dict[int, set[str]] = {}  # the models behind each stage that is not done
     unfinishable = set()
-    for key in rest:
-        own = asks[key]
-        needs[key] = {m for i in inputs[key] if i in needs for m in (*needs[i], asks[i]) if m is not None}
-        if own is not None and needs[key] - {own}:
-            unfinishable.add(own)
+    for i, own in enumerate(asks):
+        if i not in done:
+            needs[i] = {m for source in inputs[i] if source in needs for m in (*needs[source], asks[source]) if m}
+            if own is not None and needs[i] - {own}:
+                unfinishable.add(own)
 
     def rank(model: str) -> tuple[bool, int, int]:
-        return model not in unfinishable, max(chains[key][model] for key in ready[model]), len(ready[model])
+        return model not in unfinishable, max(chains[i][model] for i in ready[model]), len(ready[model])
 
-    return max((model for model, keys in ready.items() if model is not None and keys), key=rank)
+    return max((model for model, stages in ready.items() if model is not None and stages), key=rank)

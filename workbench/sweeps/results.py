@@ -79,7 +79,8 @@ class SweepResult(Shown):
 
     def frame(self, metrics: Sequence[str] | None = None) -> pl.DataFrame:
         """One row a trial: its label, the axes as columns, and mean, interval, n and unscored of each metric."""
-        axes = pl.DataFrame([{path: str(value) for path, value in point.items()} for point in self.points])
+        points = [{path: str(value) for path, value in point.items()} for point in self.points]
+        axes = pl.DataFrame(points, infer_schema_length=None)
         found = results_frame(self.trials, metrics or [self.spec.metric])
         return pl.concat([found.select("trial"), axes, found.drop("trial")], how="horizontal")
 

@@ -54,12 +54,14 @@ def run(
         Stopped: a person paused or cancelled the sweep; finished work is kept.
     """
     with ExitStack() as stack:
-        embedded = None if configured() else stack.enter_context(server.start(runtime.settings.home))
-        job = Job(runtime, plan.dataset)
+        job = Job(runtime, plan.dataset, check)
         book = open_book(plan, job, "temporal")
         require_models((node for node in plan.nodes if node.fingerprint not in job.done), runtime.settings)
-        job.check = check
         _run_here(plan, job, book, progress)
+        if not book.waiting():
+            book.conclude()
+            return read_run(runtime.database, book.sweep_id)
+        embedded = None if configured() else stack.enter_context(server.start(runtime.settings.home))
         crew = stack.enter_context(Crew(runtime.settings, workers, concurrency=concurrency))
         background = Background()
         stack.callback(background.close)

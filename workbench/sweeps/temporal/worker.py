@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -48,6 +49,8 @@ def run(
 
 
 async def _run(runtime: Runtime, queues: Sequence[Queue], concurrency: int, ready: Callable[[str], None]) -> None:
+    # An activity that fails says so to the workflow and to the ledger: no traceback for what is expected.
+    logging.getLogger("temporalio.activity").setLevel(logging.CRITICAL)
     client = await connect(runtime.settings.home)
     prefix = queue_prefix(runtime.database)
     activities = Activities(runtime, concurrency * len(queues))

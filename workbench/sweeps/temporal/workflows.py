@@ -67,7 +67,7 @@ _BOOKKEEPING = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interv
 """Hand-outs are tried until the database is there."""
 _STAGE = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30))
 """How often a stage is tried is decided where it runs: what can heal is tried again, what cannot is final."""
-HEARTBEAT = timedelta(seconds=10)
+HEARTBEAT = timedelta(seconds=6)
 LONGEST = timedelta(days=30)
 PAUSED = timedelta(seconds=60)
 
