@@ -53,6 +53,8 @@ def show_status(found: Status) -> None:
     for stage in found.working:
         helpers = f" by {count(stage['workers'], 'worker')}" if stage["workers"] > 1 else ""
         say(f"now: {stage['kind']} {stage['label']}, {stage['done']:,} of {stage['items']:,} items{helpers}")
+    for name, error in found.troubles.items():
+        say(f"to be tried again: {name}: {error}", "yellow")
     for label, error in found.errors.items():
         say(f"failed: {label}: {error}", "red")
     if found.state in _AGAIN:

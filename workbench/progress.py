@@ -63,7 +63,7 @@ def show_progress(enabled: bool = True) -> Iterator[Progress | None]:
     console = _terminal()
     if console is None:
         lines = Console(stderr=True, width=200, force_terminal=False)
-        with _notes_to(_dim(lines), "workbench.serving"):
+        with _notes_to(_dim(lines), "workbench.serving"), _notes_to(_dim(lines), "workbench.sweeps"):
             yield _Lines()
         return
     bars = Bars(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -76,8 +77,9 @@ def _build(place: Path, terms: list[list[str]], spec: Lexical) -> None:
 
     place.parent.mkdir(parents=True, exist_ok=True)
     for left in place.parent.glob(".building-*"):
-        if time.time() - left.stat().st_mtime > ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)  # of a builder that was killed
+        with contextlib.suppress(FileNotFoundError):  # its builder has just ended
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)  # of a builder that was killed
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=place.parent))
     try:
         if any(terms):

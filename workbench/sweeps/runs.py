@@ -44,6 +44,8 @@ class Status:
     """Stages that are worked on now: kind, label, done, items, workers."""
     errors: Mapping[str, str]
     """Label of each failed trial -> reason."""
+    troubles: Mapping[str, str]
+    """Stages that wait to be tried again -> what the latest attempt met."""
 
     def as_json(self) -> dict[str, Any]:
         """The JSON object of `workbench status` (docs/datamodel.md)."""
@@ -61,6 +63,7 @@ class Status:
             "done": self.trials.get("done", 0),
             "failed": self.trials.get("failed", 0),
             "errors": dict(self.errors),
+            "troubles": dict(self.troubles),
             "stages": {
                 "unique": unique,
                 "loop": self.loop_stages,
@@ -149,6 +152,13 @@ def read_status(database: Database, sweep_id: int) -> Status:
             "SELECT label, error FROM sweep_trial WHERE sweep_id = %s AND state = 'failed' ORDER BY trial_no",
             [sweep_id],
         ).fetchall()
+        troubles = connection.execute(
+            "SELECT s.kind || ' ' || s.label, a.error FROM sweep_stage s JOIN LATERAL"
+            "   (SELECT outcome, error FROM attempt WHERE fingerprint = s.fingerprint"
+            "    ORDER BY attempt_id DESC LIMIT 1) a ON a.outcome = 'failed'"
+            " WHERE s.sweep_id = %s AND s.state = 'waiting' ORDER BY s.stage_no",
+            [sweep_id],
+        ).fetchall()
     return Status(
         sweep_id,
         name,
@@ -167,6 +177,7 @@ def read_status(database: Database, sweep_id: int) -> Status:
         started,
         [dict(zip(("kind", "label", "done", "items", "workers"), w, strict=True)) for w in working],
         dict(failed),
+        dict(troubles),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
@@ -20,17 +21,20 @@ from workbench.pipeline.nodes import bound_to_process
 from workbench.runtime import Runtime
 from workbench.sweeps.book import Book, open_book
 from workbench.sweeps.plan import Plan
-from workbench.sweeps.runs import SweepRun, read_run
+from workbench.sweeps.runs import SweepRun, read_run, read_status
 from workbench.sweeps.temporal import server
 from workbench.sweeps.temporal.connection import configured, connect
 from workbench.sweeps.temporal.crew import Crew
 from workbench.sweeps.temporal.worker import queue_prefix
 from workbench.sweeps.temporal.workflows import SweepInput
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOOK = 0.25
 """Seconds between two looks at the sweep."""
+TROUBLES = 5.0
+"""Seconds between two looks for stages that failed and wait to be tried again."""
 AWAY = 600.0
 """Seconds that a Temporal server may be away before the runner gives up; the workflow goes on when it is back."""
 
@@ -123,8 +127,18 @@ class _Teller:
         self._nodes = {node.fingerprint: node for node in plan.nodes}
         self._database, self._sweep_id, self._progress = runtime.database, book.sweep_id, progress
         self._seen = 0
+        self._next = 0.0
+        self._told: dict[str, str] = {}
 
     def tell(self) -> None:
+        """Bars for what is under way, and a word on stages that have to be tried again."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + TROUBLES
+            troubles = dict(read_status(self._database, self._sweep_id).troubles)
+            for stage, error in troubles.items():
+                if self._told.get(stage) != error:
+                    _log.info("%s is tried again: %s", stage, error)
+            self._told |= troubles
         if self._progress is None:
             return
         with self._database.transaction() as connection:
