@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+KINDS = ("chunk", "context", "embed", "index", "retrieve", "rerank", "generate", "score")
 CHUNKERS = '''"""Chunkers of a person's own: slow ones, and ones that fail while a file beside this one says so."""
 import os, pathlib, signal, time
 
