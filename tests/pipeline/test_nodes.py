@@ -70,7 +70,7 @@ CHUNKS: list[ChunkSpec] = [
 ]
 CONTEXTS: list[ContextSpec] = [
     NoContext(),
-    Title(legs=("bm25",)),
+    Title(legs=("dense",)),
     Headings(),
     Lead(tokens=7),
     Summary(model=LLM, max_tokens=8, arguments={"block-size": 32, "enforce-eager": True, "x": 0.5}),
@@ -137,7 +137,7 @@ def build(runtime: Runtime, data: Dataset) -> Callable[[TrialSpec], Node]:
 
 
 def saved(runtime: Runtime, leaf: Node) -> dict[str, Node]:
-    """A graph as it is read where nothing else was planned: two plans of a stage may differ in what changes no output."""
+    """A graph as it is read where nothing else was planned: plans of a stage may differ in what changes no output."""
     with runtime.database.transaction() as connection:
         connection.execute("DELETE FROM node")
         nodes.save(connection, leaf.walk())
