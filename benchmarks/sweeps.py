@@ -237,7 +237,7 @@ def overhead(home: Path, given: argparse.Namespace) -> Found:
             note("temporal adds, ms an item", (temporal - pure) / given.calls)
             for engine in ("local", "temporal"):
                 with new_lab(home) as lab:
-                    lab.run_sweep(small, tiny, engine=engine)  # type: ignore[arg-type]
+                    lab.run_sweep(small, tiny, engine=engine)
                     ((whole, inside, stages),) = rows(lab, SWEEP_SECONDS)
                 note(f"{engine}, ms a tiny stage", float(whole) / stages)
                 note(f"{engine}, of which between stages", float(whole - inside) / stages)
