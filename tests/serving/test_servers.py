@@ -289,6 +289,19 @@ def test_a_killed_start_says_so(servers: Servers, fake: Fake) -> None:
         lease.endpoint()
 
 
+def test_a_supervisor_killed_at_each_start_is_started_three_times(servers: Servers, fake: Fake) -> None:
+    killed = set()
+
+    def kill(phase: str, seconds: float) -> None:
+        for status in servers.status():
+            killed.add(status.pid)
+            send(status.pid, signal.SIGKILL)
+
+    with servers.hold(spec(silent=True), kill) as lease, pytest.raises(ModelError, match="was killed while it started"):
+        lease.endpoint()
+    assert len(killed) == 3
+
+
 def test_stopped_while_it_starts(servers: Servers, fake: Fake) -> None:
     def stop(phase: str, seconds: float) -> None:
         servers.stop()

@@ -35,8 +35,8 @@ _LOG_READ = 256 * 2**10  # bytes from its end; an engine's failure fills pages w
 _ADDRESS_TAKEN = re.compile(r"address already in use", re.I)
 
 
-class PortTaken(Exception):
-    """Somebody else listens on the port that was chosen: another one may do."""
+class StartAgain(Exception):
+    """Another start may do: somebody else listens on the port that was chosen, or the server was killed."""
 
     def __init__(self, error: ModelError) -> None:
         self.error = error
@@ -209,10 +209,14 @@ def keep_log(folder: Path, state: State) -> Path:
 def failure(folder: Path, state: State, spec: ServerSpec, program: Program) -> Exception:
     """Why a server is gone that was starting."""
     log = read_log(folder, state)
-    if not log and not (folder / "exit.json").exists():
-        return ModelError(
-            f"the server of {spec.served_name!r} was stopped while it started", where=str(folder), hint="ask again"
+    # Whoever stops a server clears its folder, and a program that ends leaves its code: here both were killed.
+    killed = supervisor.read_state(folder) == state and not (folder / "exit.json").exists()
+    if killed or (not log and not (folder / "exit.json").exists()):
+        word = "killed" if killed else "stopped"
+        error = ModelError(
+            f"the server of {spec.served_name!r} was {word} while it started", where=str(folder), hint="ask again"
         )
+        return StartAgain(error) if killed else error
     try:
         code = json.loads((folder / "exit.json").read_bytes())["code"]
     except (OSError, ValueError, KeyError):
@@ -221,4 +225,4 @@ def failure(folder: Path, state: State, spec: ServerSpec, program: Program) -> E
     with place_named(folder):
         where = str(keep_log(folder, state))
     error = ModelError(f"no server of {spec.served_name!r}: {what}", where=where, hint=hint)
-    return PortTaken(error) if _ADDRESS_TAKEN.search(log) else error
+    return StartAgain(error) if _ADDRESS_TAKEN.search(log) else error

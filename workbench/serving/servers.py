@@ -37,7 +37,7 @@ Progress = Callable[[str, float], None]
 
 _LOCK_PATIENCE = 120.0  # seconds
 _POLL = 0.1
-_PORT_ATTEMPTS = 3
+_STARTS = 3
 _HEALTH_PATIENCE, _FAILED_PATIENCE = 5.0, 30.0  # a busy server may be slow; one that failed a client is asked longer
 
 _log = logging.getLogger(__name__)
@@ -211,8 +211,8 @@ class Lease:
                 state = self._start(dead)
             try:
                 return self._await_ready(state)
-            except launching.PortTaken as error:
-                if attempt == _PORT_ATTEMPTS:
+            except launching.StartAgain as error:
+                if attempt == _STARTS:
                     raise error.error from None
 
     def touch(self) -> None:
