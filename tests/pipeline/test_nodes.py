@@ -220,6 +220,19 @@ def test_nodes_of_many_leaves_are_saved_twice_and_read_at_once(
     assert len({id(node) for node in shared}) == len({node.fingerprint for node in shared}), "one object a stage"
 
 
+def test_what_changes_no_output_is_as_it_was_planned_last(runtime: Runtime, build: Callable[[TrialSpec], Node]) -> None:
+    first, again = (
+        build(TrialSpec(chunk=Recursive(tokens=15, tokenizer="words"), context=Situated(model=LLM, concurrency=n)))
+        for n in (2, 16)
+    )
+    assert first.fingerprint == again.fingerprint
+    for leaf, asked in ((first, 2), (again, 16)):
+        with runtime.database.transaction() as connection:
+            nodes.save(connection, leaf.walk())
+            found = nodes.load(connection, [leaf.fingerprint])
+        assert {n.config.concurrency for n in found.values() if n.kind == "context"} == {asked}
+
+
 def test_nothing_asked_is_nothing_read(runtime: Runtime) -> None:
     with runtime.database.transaction() as connection:
         assert nodes.load(connection, []) == {}

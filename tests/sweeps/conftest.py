@@ -31,11 +31,11 @@ def new_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
     """Makes worlds over the tiny dataset; what still runs in them at the end is killed."""
     worlds: list[World] = []
 
-    def make(home: Path | None = None, **given: Any) -> World:
+    def make(home: Path | None = None, *, documents: int = 6, **given: Any) -> World:
         number = next(_numbers)
         schema = "workbench" if home is None else f"s{number}"
         worlds.append(World(tmp_path / f"w{number}", home=home, schema=schema, **given))
-        write_dataset(worlds[-1].folder / "data")
+        write_dataset(worlds[-1].folder / "data", documents)
         return worlds[-1]
 
     yield make

@@ -72,6 +72,29 @@ def test_frozen_past_its_lease_it_does_no_harm(
     assert sum(world.logged().values()) - len(world.logged()) <= held - before
 
 
+def test_woken_while_its_successor_works_it_writes_nothing(
+    new_world: Callable[..., World], sweep_home: Path, engine: str
+) -> None:
+    """Its calls have long been answered when it wakes, and its successor still waits for the same answers."""
+    world = new_world(sweep_home, lease=1, documents=3)
+    file = world.write_sweep("slow", '"retrieve.k" = [8]', llm="fake:words?delay=0.6&log=calls.jsonl")
+    runners = [world.start_sweep(file, engine)]
+    world.wait_for("SELECT count(*) >= 4 FROM memo_call", runners[0])
+    with ExitStack() as stack:
+        claims = freeze_at_work(world, stack)
+        written = f"SELECT count(*) FROM memo_call WHERE claim_id IN ({claims})"
+        before = world.count(written)
+        if engine == "local":
+            runners.append(world.start_sweep(file, engine))
+        world.wait_for(f"SELECT bool_and(outcome = 'lost') FROM claim WHERE claim_id IN ({claims})")
+    for runner in runners:
+        assert world.finish(runner)["state"] == "done"
+    assert world.count(written) == before, "the late writes were refused"
+    twice = sum(world.logged().values()) - len(world.logged())
+    assert twice > 0, "it had answers that it could not keep"
+    assert world.count("SELECT sum(repeated) FROM claim") >= twice
+
+
 def freeze_at_work(world: World, stack: ExitStack) -> str:
     """Freeze a process while it has calls on the way, until the stack ends; the ids of its open claims."""
     query = "SELECT min(pid), string_agg(claim_id::text, ',') FROM claim JOIN worker USING (worker_id)"

@@ -10,7 +10,7 @@ from psycopg import Connection
 from psycopg.types.json import Json
 from pydantic import TypeAdapter
 
-from workbench.errors import DatabaseError, SpecError
+from workbench.errors import DatabaseError
 from workbench.pipeline import graph
 from workbench.pipeline.graph import Node
 from workbench.specs import (
@@ -65,9 +65,10 @@ def as_json(node: Node) -> dict[str, Any]:
 
 
 def save(connection: Connection[Any], nodes: Iterable[Node]) -> None:
-    """Keep nodes under their fingerprints."""
+    """Keep nodes as they were planned last: how fast to ask, and where weights lie, are not in their fingerprints."""
     connection.cursor().executemany(
-        "INSERT INTO node (fingerprint, node) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+        "INSERT INTO node (fingerprint, node) VALUES (%s, %s) ON CONFLICT (fingerprint) DO UPDATE"
+        " SET node = excluded.node WHERE node.node::jsonb IS DISTINCT FROM excluded.node::jsonb",
         [(bytes.fromhex(node.fingerprint), Json(as_json(node))) for node in nodes],
     )
 
@@ -122,18 +123,3 @@ def _node(fingerprint: str, body: Mapping[str, Any], build: Any) -> Node:
             hint="run the same version on every machine, or plan the sweep again",
         )
     return node
-
-
-def require_portable(nodes: Iterable[Node]) -> None:
-    """Refuse a chunker that other processes cannot import.
-
-    Raises:
-        SpecError: it is a function of this process.
-    """
-    for node in nodes:
-        if isinstance(node.config, Python) and node.config.function is not None:
-            raise SpecError(
-                "a function of this process cannot be run by workers",
-                where="chunk",
-                hint='put it into a module: {"kind": "python", "target": "module:function"}',
-            )

@@ -246,8 +246,8 @@ def open_book(plan: Plan, job: Job, engine: str) -> Book:
             connection.execute("DELETE FROM sweep_stage WHERE sweep_id = %s", [book.sweep_id])
             connection.execute("DELETE FROM sweep_trial WHERE sweep_id = %s", [book.sweep_id])
             new = True
+        stored.save(connection, plan.nodes)
         if new:
-            stored.save(connection, plan.nodes)
             _write(connection, book.sweep_id, plan, number, job.runtime.settings)
         found = [no for fingerprint, no in number.items() if fingerprint in done]
         connection.execute(
