@@ -4,15 +4,16 @@
                                 [--rounds 3] [--calls 320] [--delay 0.5] [--stages 200] [--seed 0] [--json]
 
 grid      72 trials of `handbook` as one sweep, against the same trials each from an empty store. Of each chunk size and
-          kind of retrieval one trial is drawn and run so; their mean is taken for all 72.
+          kind of retrieval two trials are drawn and run so; their mean is taken for all 72. How much is saved is set
+          by how many trials share the costly stage, here the embeddings of chunks: both counts are shown.
 overhead  seconds that a runner adds to each item of a stage of calls that take no time, over the stage's calls with
           nothing stored; and seconds a stage of a sweep of `--stages` stages with next to no work in them.
 speedup   one stage of `--calls` calls of `--delay` seconds to a scripted server, 4 at once, shared by 1, 2 and 4
           workers; from the first start to the last end of its attempts, all workers being up before.
 resume    kill -9 in the middle of such a stage: of the local runner, which is then started again at once, of the one
           worker of a sweep, and of one of two. Seconds to the first new row of anybody else, and to the first and last
-          of the calls that the dead one had claimed and not finished. Neighbours on a machine see that a process is
-          gone; from another machine its lease (15 s) would be waited for.
+          of the calls that the dead one had claimed and not finished, which come last: what nobody has claimed is
+          done first. Neighbours on a machine see that a process is gone; on another its lease (15 s) is waited for.
 history   events and bytes of a workflow's history, scaled to 1,000 stages.
 
 Everything runs in a new home, with its own PostgreSQL and Temporal server, which are up before any clock starts; each
@@ -36,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from pydantic import SecretStr
 from workbench import datasets
 from workbench.datasets import Dataset
 from workbench.lab import Lab
+from workbench.pipeline.graph import Node
 from workbench.pipeline.job import Job
 from workbench.pipeline.work import prepare
 from workbench.processes import children, command
@@ -68,6 +70,8 @@ PATIENCE = 120.0
 """Seconds for what must come."""
 EMBED_SECONDS = 0.5
 """Of a call of the grid's embedder, for at most 128 texts."""
+DRAWN = 2
+"""Trials of each cell of the grid that run alone in a round."""
 KILL_AFTER = 40
 """Finished calls."""
 
@@ -78,14 +82,14 @@ _numbers = itertools.count()
 
 
 def grid_sweep() -> SweepSpec:
-    """72 trials; the axes of `grid_cell` first."""
+    """72 trials: two chunk sizes, three contexts and three kinds of retrieval at four depths."""
     return SweepSpec(
         base=TrialSpec(embed=Embed(model=f"fake:hash-64?delay={EMBED_SECONDS}"), retrieve=Hybrid()),
         axes={
-            "chunk.tokens": (80, 120, 160, 200),
+            "chunk.tokens": (100, 200),
             "retrieve.kind": ("dense", "bm25", "hybrid"),
             "context.kind": ("none", "title", "lead"),
-            "retrieve.k": (20, 50),
+            "retrieve.k": (10, 20, 50, 100),
         },
     )
 
@@ -176,7 +180,7 @@ def grid(home: Path, given: argparse.Namespace) -> Found:
             run = lab.run_sweep(plan)
             together.append(time.perf_counter() - begun)
             ran.append(run.status.run_computed)
-        drawn = [alone(home, data, draw.choice(cell)) for cell in cells.values()]
+        drawn = [alone(home, data, trial) for cell in cells.values() for trial in draw.sample(cell, DRAWN)]
         apart.append(statistics.mean(drawn) * trials)
         ratios.append(apart[-1] / together[-1])
     return {
@@ -184,10 +188,16 @@ def grid(home: Path, given: argparse.Namespace) -> Found:
         "stages of a loop": plan.stages_of_a_loop,
         "stages that ran": max(ran),
         "loop / sweep, stages": plan.stages_of_a_loop / max(ran),
+        "embeddings of chunks, loop": sum(len(chunk_embeddings(trial.graph.score.walk())) for trial in plan.trials),
+        "embeddings of chunks, sweep": len(chunk_embeddings(plan.nodes)),
         "sweep seconds": spread(together),
-        f"loop seconds, from {len(cells)} trials a round": spread(apart),
+        f"loop seconds, from {DRAWN * len(cells)} trials a round": spread(apart),
         "loop / sweep, seconds": spread(ratios),
     }
+
+
+def chunk_embeddings(nodes: Iterable[Node]) -> list[Node]:
+    return [node for node in nodes if node.kind == "embed" and isinstance(node.inputs["texts"], Node)]
 
 
 def alone(home: Path, data: Dataset, trial: TrialSpec) -> float:
@@ -269,7 +279,7 @@ def speedup(home: Path, given: argparse.Namespace) -> Found:
     ):
         for turn in range(given.rounds):
             for workers in counts[:: -1 if turn % 2 else 1]:
-                seconds[workers].append(shared_stage(home, data, url, workers))
+                seconds[workers].append(shared_stage(home, data, url, workers, given.calls))
     found: Found = {"calls": given.calls, "seconds a call": given.delay, "concurrency a worker": CONCURRENCY}
     for workers in counts:
         found[f"{workers} workers, seconds"] = spread(seconds[workers])
@@ -281,27 +291,23 @@ def speedup(home: Path, given: argparse.Namespace) -> Found:
     return found
 
 
-def shared_stage(home: Path, data: Dataset, url: str, workers: int) -> float:
+def shared_stage(home: Path, data: Dataset, url: str, workers: int, calls: int) -> float:
     """Seconds of a stage's attempts; the workers are up and ask for work before the sweep begins."""
     with (
         new_lab(home, llm_url=url, llm_key=SecretStr("scripted-key")) as lab,
         Crew(lab.runtime.settings, workers) as crew,
     ):
-        up = _workers_said_ready(home)
+        up = workers_ready(home)
         crew.tend()
-        wait_until(lambda: _workers_said_ready(home) == up + workers)
+        wait_until(lambda: workers_ready(home) == up + workers)
         run = lab.run_sweep(situating("scripted"), data, engine="temporal", workers=0)
-        if run.state != "done" or number(lab, "SELECT count(*) FROM memo_call") != len(_chunks(lab)):
+        if run.state != "done" or number(lab, "SELECT count(*) FROM memo_call") != calls:
             raise SystemExit(f"the sweep is {run.state}: {dict(run.errors)}")
         return number(lab, STAGE_SECONDS)
 
 
-def _workers_said_ready(home: Path) -> int:
+def workers_ready(home: Path) -> int:
     return sum(log.read_text().count("working on queues") for log in home.glob("temporal/worker-*.log"))
-
-
-def _chunks(lab: Lab) -> list[tuple[Any, ...]]:
-    return rows(lab, "SELECT chunk_no FROM chunk")
 
 
 # --- resume --------------------------------------------------------------------------------------
@@ -349,11 +355,9 @@ def one_kill(lab: Lab, file: Path, engine: str, workers: int) -> tuple[int, tupl
     with contextlib.ExitStack() as stack:
         runner = stack.enter_context(sweeping(lab, file, engine, workers))
         wait_until(lambda: number(lab, "SELECT count(*) FROM memo_call") >= KILL_AFTER)
-        victim = (
-            runner.pid
-            if engine == "local"
-            else busiest([p for p in children(runner.pid) if "worker" in command(p)], lab)
-        )
+        pids = [runner.pid] if engine == "local" else [p for p in children(runner.pid) if "worker" in command(p)]
+        wait_until(lambda: claimed(lab, busiest(lab, pids)) >= CONCURRENCY)
+        victim = busiest(lab, pids)
         killed = time.time()
         os.kill(victim, signal.SIGKILL)
         if engine == "local":
@@ -373,9 +377,13 @@ def one_kill(lab: Lab, file: Path, engine: str, workers: int) -> tuple[int, tupl
         return len(lost), (min(new.values()), min(again), max(again))
 
 
-def busiest(pids: Sequence[int], lab: Lab) -> int:
-    """The process that has claimed most and not finished it."""
-    return max(pids, key=lambda pid: len(rows(lab, CLAIMED_BY, pid)))
+def claimed(lab: Lab, pid: int) -> int:
+    """Calls that a process has claimed and not finished."""
+    return len(rows(lab, CLAIMED_BY, pid))
+
+
+def busiest(lab: Lab, pids: Sequence[int]) -> int:
+    return max(pids, key=lambda pid: claimed(lab, pid))
 
 
 @contextlib.contextmanager
