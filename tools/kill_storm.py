@@ -96,8 +96,9 @@ class Storm:
                 say(f"  {kill.second:7.2f} s  {'aimed' if kill.aimed else 'drawn'}  {kill.target:<8}  {what}; {way}")
         self.counted.update(counted)
         repeated = f"{counted['repeated']} items repeated of {counted['hit']} that were hit"
+        same = "" if self.real else ", the same results"
         took = f"{len(life.runs)} runs, {time.monotonic() - begun:.1f} s"
-        say(f"life {number}, {engine}: {len(life.kills)} kills, {took}, {repeated}; nothing lost, the same results")
+        say(f"life {number}, {engine}: {len(life.kills)} kills, {took}, {repeated}; nothing lost{same}")
         shutil.rmtree(world.folder)
         return life
 
