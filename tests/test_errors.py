@@ -47,7 +47,7 @@ def test_the_docstring_draws_the_classes() -> None:
 
 def test_exit_codes_are_those_of_the_docstring() -> None:
     text = errors.__doc__ or ""
-    stated = {name: int(code) for name, code in re.findall(r"── (\w+) .*\(exit code (\d)\)", text)}
+    stated = {name: int(code) for name, code in re.findall(r"── (\w+) .*\(exit code (\d+)\)", text)}
     assert {"InputError": 2, "ServiceError": 2, "StageError": 1}.items() <= stated.items()
     for name, kind in CLASSES.items():
         expected = next((code for of, code in stated.items() if issubclass(kind, CLASSES[of])), 1)
