@@ -99,6 +99,8 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """How far a sweep is, whoever runs it; without an id, all sweeps of this database."""
+    from workbench.sweeps.faults import totals
+
     with inputs.open_lab() as lab:
         if sweep_id is None:
             listed = lab.sweeps()
@@ -109,8 +111,10 @@ def status(
             return
         found = lab.status(sweep_id)
         faults = lab.faults(sweep_id)
-    _show(found, as_json)
-    if not as_json:
+    if as_json:
+        console.print_json({**found.as_json(), "faults": totals(faults)})
+    else:
+        display_sweeps.show_status(found)
         display_sweeps.show_faults(faults)
 
 

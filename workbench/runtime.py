@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import platform
 import subprocess
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -66,6 +67,7 @@ class Runtime:
         self._tokenizers: dict[str, Tokenizer] = {}
         self._languages = Languages(self.settings, self.cache)
         self._services = ExitStack()
+        self._loading = threading.RLock()
 
     @property
     def home(self) -> Path:
@@ -85,9 +87,10 @@ class Runtime:
         """
         # By its weights too: a folder may hold another model than when it was loaded.
         key = (spec, canonical_json(dict(self.embedder_identity(spec))))
-        if key not in self._embedders:
-            self._embedders[key] = self._load_embedder(spec)
-        return self._embedders[key]
+        with self._loading:
+            if key not in self._embedders:
+                self._embedders[key] = self._load_embedder(spec)
+            return self._embedders[key]
 
     def _load_embedder(self, spec: Embed) -> Embedder:
         if spec.via == "server":
@@ -139,9 +142,10 @@ class Runtime:
             ModelError: the model, its package or its server is not there.
         """
         key = (spec.model_copy(update={"depth": 1, "k": 1}), canonical_json(dict(self.scorer_identity(spec))))
-        if key not in self._scorers:
-            self._scorers[key] = self._load_scorer(spec)
-        return self._scorers[key]
+        with self._loading:
+            if key not in self._scorers:
+                self._scorers[key] = self._load_scorer(spec)
+            return self._scorers[key]
 
     def _load_scorer(self, spec: LateInteraction | CrossEncoder) -> PairScorer:
         if isinstance(spec, CrossEncoder) and spec.via == "server":
@@ -177,7 +181,8 @@ class Runtime:
         Raises:
             ModelError: the model or a package is not there.
         """
-        return self._languages.model(spec)
+        with self._loading:
+            return self._languages.model(spec)
 
     def language_model_identity(self, spec: Served) -> Mapping[str, Any]:
         """What determines a language model's answers, without loading or starting anything."""

@@ -91,6 +91,9 @@ def test_status_of_all_and_of_one(run_cli: Cli, own: Path, wide: Callable[[int],
 
     body = run_cli("status", str(first["sweep"]), "--json").body
     assert set(body) >= STATUS_KEYS
+    faults = body.pop("faults")
+    assert faults.pop("attempts") == 6
+    assert set(faults.values()) == {0}, "nothing went wrong, no model was asked"
     assert body == {name: first[name] for name in body}
     assert (body["engine"], body["wanted"], body["errors"], body["working"]) == ("local", None, {}, [])
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", body["started_at"])

@@ -68,19 +68,7 @@ class Ledger:
         """Take a stage that is neither done nor held by a living process."""
         key = bytes.fromhex(fingerprint)
         with self._database.transaction() as connection:
-            inserted = connection.execute(
-                "INSERT INTO stage (fingerprint, kind, code, spec, inputs, state, worker_id, environment_id)"
-                " VALUES (%s, %s, %s, %s, %s, 'running', %s, %s) ON CONFLICT DO NOTHING RETURNING stage_id, epoch",
-                [
-                    key,
-                    kind,
-                    code,
-                    Jsonb(dict(spec)),
-                    Jsonb(dict(inputs)),
-                    self._worker.worker_id,
-                    self._worker.environment_id,
-                ],
-            ).fetchone()
+            inserted = self._insert(connection, "running", key, kind, code, spec, inputs)
             if inserted is not None:
                 self._held.add(inserted[0])
                 return Begun(*inserted)
@@ -113,22 +101,28 @@ class Ledger:
         """The stage_id of a stage whose items several processes compute, or the stage where it is done."""
         key = bytes.fromhex(fingerprint)
         with self._database.transaction() as connection:
-            connection.execute(
-                "INSERT INTO stage (fingerprint, kind, code, spec, inputs, state, worker_id, environment_id)"
-                " VALUES (%s, %s, %s, %s, %s, 'planned', %s, %s) ON CONFLICT DO NOTHING",
-                [
-                    key,
-                    kind,
-                    code,
-                    Jsonb(dict(spec)),
-                    Jsonb(dict(inputs)),
-                    self._worker.worker_id,
-                    self._worker.environment_id,
-                ],
-            )
+            self._insert(connection, "planned", key, kind, code, spec, inputs)
             row = connection.execute(f"SELECT {_DONE}, state FROM stage WHERE fingerprint = %s", [key]).fetchone()  # noqa: S608
         assert row is not None
         return StageRow(*row[:-1]) if row[-1] == "done" else int(row[0])
+
+    def _insert(
+        self,
+        connection: Connection[Any],
+        state: str,
+        key: bytes,
+        kind: str,
+        code: int,
+        spec: Mapping[str, Any],
+        inputs: Mapping[str, str],
+    ) -> tuple[int, int] | None:
+        """stage_id and epoch of a new stage; None where it was there."""
+        values = [key, kind, code, Jsonb(dict(spec)), Jsonb(dict(inputs)), state]
+        return connection.execute(
+            "INSERT INTO stage (fingerprint, kind, code, spec, inputs, state, worker_id, environment_id)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING stage_id, epoch",
+            [*values, self._worker.worker_id, self._worker.environment_id],
+        ).fetchone()
 
     def finish(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,6 +58,14 @@ class Book:
         if time.monotonic() - self._looked < self.CHECK:
             return
         self._looked = time.monotonic()
+        self.require_wanted()
+
+    def require_wanted(self) -> None:
+        """Refuse to go on where a person asked to stop.
+
+        Raises:
+            Stopped: the sweep was paused or cancelled.
+        """
         if wanted := self.wanted():
             word = "paused" if wanted == "pause" else "cancelled"
             raise Stopped(f"sweep {self.sweep_id} was {word}", hint=f"go on with `workbench resume {self.sweep_id}`")
@@ -66,8 +74,8 @@ class Book:
         """ "pause", "cancel", or None."""
         return self._row("SELECT wanted FROM sweep WHERE sweep_id = %s")[0]  # type: ignore[no-any-return]
 
-    def want(self, what: Literal["pause", "cancel"] | None) -> None:
-        """Ask whoever runs the sweep to pause or to cancel it; None takes that back."""
+    def want(self, what: Literal["pause", "cancel"]) -> None:
+        """Ask whoever runs the sweep to pause or to cancel it; a later run takes that back."""
         with self._database.transaction() as connection:
             connection.execute("UPDATE sweep SET wanted = %s WHERE sweep_id = %s", [what, self.sweep_id])
 
@@ -321,10 +329,3 @@ def queue_of(node: Node) -> Queue:
 def model_of(node: Node, settings: Settings) -> str | None:
     """The served model that a stage asks, where it is on this house to start and stop its server."""
     return None if settings.llm_url else server_of(node)
-
-
-def sweep_ids(database: Database, which: Callable[[str], bool] = lambda _: True) -> Iterable[int]:
-    """Sweeps by state, the latest first."""
-    with database.transaction() as connection:
-        rows = connection.execute("SELECT sweep_id, state FROM sweep ORDER BY started_at DESC, sweep_id DESC")
-        return [sweep_id for sweep_id, state in rows if which(state)]

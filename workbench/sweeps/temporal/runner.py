@@ -13,7 +13,7 @@ from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.service import RPCError
 
-from workbench.errors import ServiceError, Stopped, WorkbenchError
+from workbench.errors import ServiceError, WorkbenchError
 from workbench.models.background import Background
 from workbench.pipeline.execute import Progress, execute, require_models
 from workbench.pipeline.job import Job
@@ -57,34 +57,32 @@ def run(
         ServiceError: no Temporal server answers, or the workflow was ended from outside.
         Stopped: a person paused or cancelled the sweep; finished work is kept.
     """
-    with ExitStack() as stack:
-        job = Job(runtime, plan.dataset, check)
-        book = open_book(plan, job, "temporal")
+    job = Job(runtime, plan.dataset, check)
+    book = open_book(plan, job, "temporal")
+    try:
         require_models((node for node in plan.nodes if node.fingerprint not in job.done), runtime.settings)
         _run_here(plan, job, book, progress)
         if not book.waiting():
             book.conclude()
             return read_run(runtime.database, book.sweep_id)
-        embedded = None if configured() else stack.enter_context(server.start(runtime.settings.home))
-        crew = stack.enter_context(Crew(runtime.settings, workers, concurrency=concurrency))
-        background = Background()
-        stack.callback(background.close)
-        follower = _Follower(book, runtime, background, crew, embedded)
-        try:
+        with ExitStack() as stack:
+            embedded = None if configured() else stack.enter_context(server.start(runtime.settings.home))
+            crew = stack.enter_context(Crew(runtime.settings, workers, concurrency=concurrency))
+            background = Background()
+            stack.callback(background.close)
+            follower = _Follower(book, runtime, background, crew, embedded)
             follower.start()
             ended = follower.follow(check, _Teller(plan, runtime, book, progress))
-        except BaseException:
-            with contextlib.suppress(WorkbenchError):
-                book.set_state("interrupted")
-            raise
+    except BaseException:
+        with contextlib.suppress(WorkbenchError):
+            book.set_state("interrupted")
+        raise
     if ended != WorkflowExecutionStatus.COMPLETED and not book.wanted():
         raise ServiceError(
             f"the workflow of sweep {book.sweep_id} was ended from outside ({ended.name.lower()})",
             hint="finished items are kept; run the sweep again to go on",
         )
-    if wanted := book.wanted():
-        word = "paused" if wanted == "pause" else "cancelled"
-        raise Stopped(f"sweep {book.sweep_id} was {word}", hint=f"go on with `workbench resume {book.sweep_id}`")
+    book.require_wanted()
     return read_run(runtime.database, book.sweep_id)
 
 
